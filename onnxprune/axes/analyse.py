@@ -1,0 +1,67 @@
+"""From a model to its facts: find bindings that its shapes accept, then walk once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+
+from onnx import GraphProto
+
+from onnxprune.axes.facts import Facts
+from onnxprune.axes.trace import Shape, Trace, trace
+from onnxprune.axes.walk import analyse
+from onnxprune.graph.binding import Binding, candidates, is_dynamic
+from onnxprune.graph.model import Model
+
+
+def _hints(graph: GraphProto) -> dict[str, tuple[int, Shape]]:
+    """Shapes that the file itself states, for values that inference can't do."""
+    out: dict[str, tuple[int, Shape]] = {}
+    for info in (*graph.value_info, *graph.output):
+        t = info.type.tensor_type
+        if t.HasField("shape") and t.elem_type:
+            dims = tuple(d.dim_value if d.dim_value > 0 else -1 for d in t.shape.dim)
+            if -1 not in dims:
+                out[info.name] = (t.elem_type, dims)
+    return out
+
+
+def trace_pair(
+    model: Model, fixed: Mapping[str, int] | None = None, shapes: Mapping[str, Shape] | None = None
+) -> tuple[Trace, Trace]:
+    """Traces under two bindings: the first pair of sizes that the graph accepts without failure."""
+    hints = _hints(model.proto.graph)
+    best: tuple[int, Trace, Binding] | None = None
+    for first, second in islice(candidates(model.proto.graph, fixed or {}, shapes or {}), 22):
+        t = trace(model, first, hints)
+        if best is None or len(t.failures) < best[0]:
+            best = (len(t.failures), t, second)
+        if not t.failures:
+            break
+        if best[0] and not is_dynamic(model.proto.graph):
+            break
+    assert best is not None
+    count, t, second = best
+    if not is_dynamic(model.proto.graph) and not t.guessed:
+        return t, t
+    other = trace(model, second, hints)
+    if len(other.failures) > count:  # the second size does not fit: move the batch alone
+        again = trace(
+            model,
+            Binding(second.batch, t.binding.size, second.unknown, second.fixed, second.shapes),
+            hints,
+        )
+        other = min(other, again, key=lambda o: len(o.failures))
+    return t, other
+
+
+def facts_of(
+    model: Model,
+    *,
+    fixed: Mapping[str, int] | None = None,
+    shapes: Mapping[str, Shape] | None = None,
+    whole_groups: bool = False,
+) -> Facts:
+    """All facts about a model (see `axes/facts.py`)."""
+    first, other = trace_pair(model, fixed, shapes)
+    return analyse(model, first, other, whole_groups=whole_groups)

@@ -1,0 +1,508 @@
+"""The walk: once over the graph in order, every node states its facts about labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxprune.axes.facts import Facts, Role, Sink, Work
+from onnxprune.axes.labels import Vector, pinned
+from onnxprune.axes.movers import MOVERS, find_shuffle
+from onnxprune.axes.rules import ELEMENTWISE, SPECS, UNMASKED_OPERANDS
+from onnxprune.axes.special import SPECIAL
+from onnxprune.axes.spec import Axis, Spec, SpecError, bind, expand, parse
+from onnxprune.axes.trace import Trace, live_branches
+from onnxprune.axes.zero import zero_born
+from onnxprune.graph.model import Graph, Model, Node, walk
+
+
+class Refused(Exception):
+    """A node can't be pruned through; everything it touches is pinned with this reason."""
+
+
+Live = Callable[[Axis], tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One operand of a node, its axes named by the spec."""
+
+    index: int
+    is_output: bool
+    axes: list[Axis]
+    labels: list[Vector]
+
+
+class Walk:
+    """The state of one walk. Rules read shapes and labels here and state facts."""
+
+    def __init__(self, model: Model, trace: Trace, other: Trace, whole_groups: bool) -> None:
+        self.model = model
+        self.facts = Facts(model, trace, other)
+        self.labels = self.facts.labels
+        self.whole_groups = whole_groups
+        """May grouped convolutions lose whole groups (else the same channels of every group)."""
+        self.origin: dict[str, tuple[str, ...]] = {}
+        """Constant value -> the file's constants that it is made of."""
+        self.skip: set[Node] = set()
+        """Nodes inside a shuffle that was taken as one."""
+
+    # -- what rules ask -----------------------------------------------------------------------
+
+    def shape(self, value: str) -> tuple[int, ...]:
+        shape = self.facts.trace.shapes.get(value)
+        if shape is None:
+            raise Refused(f"the shape of '{value}' is not known")
+        return shape
+
+    def rank(self, value: str) -> int:
+        return len(self.shape(value))
+
+    def known(self, value: str) -> np.ndarray | None:
+        return self.facts.known(value) if value else None
+
+    def need(self, node: Node, k: int, what: str) -> np.ndarray:
+        """The constant value of an operand that the rule can't do without."""
+        value = self.known(node.inputs[k])
+        if value is None:
+            raise Refused(f"its {what} depend on the input")
+        return value
+
+    @staticmethod
+    def refuse(why: str) -> Refused:
+        return Refused(why)
+
+    def get(self, value: str) -> list[Vector]:
+        """Labels of a value; a constant's are born here."""
+        found = self.facts.axes.get(value)
+        if found is None:
+            c = self.model.constants.get(value)
+            if c is None:
+                raise Refused(f"the shape of '{value}' is not known")
+            found = self.facts.axes[value] = [self.labels.axis(d) for d in c.dims]
+            self.facts.constant.add(value)
+            self.origin[value] = (value,)
+        return found
+
+    # -- what rules state ---------------------------------------------------------------------
+
+    def put(self, value: str, axes: Sequence[Vector]) -> None:
+        if value:
+            self.facts.axes[value] = list(axes)
+
+    def put_pinned(self, value: str) -> None:
+        shape = self.facts.trace.shapes.get(value)
+        if value and shape is not None:
+            self.put(value, [pinned(d) for d in shape])
+
+    def pin(self, node: Node, value: str, why: str) -> None:
+        """Pin every axis of a value."""
+        if not value:
+            return
+        if value in self.facts.axes or value in self.model.constants:
+            for v in self.get(value):
+                self.labels.pin(v, why, node.label)
+
+    def pin_axis(self, node: Node, labels: Vector, why: str) -> None:
+        self.labels.pin(labels, why, node.label)
+
+    # -- the walk -----------------------------------------------------------------------------
+
+    def graph(self, g: Graph) -> None:
+        for node in g.nodes:
+            try:
+                self.node(node)
+            except (Refused, SpecError) as e:
+                self.refused(node, str(e))
+            except (IndexError, KeyError, ValueError) as e:
+                # a node that breaks its own operator's contract: treated like an unknown one
+                self.refused(node, f"the node could not be understood ({e!r:.80})")
+            if node.inputs and not node.bodies:
+                self.note_constant(node)
+            if zero_born(node, self.facts):
+                self.facts.zero_born.update(o for o in node.outputs if o)
+
+    def refused(self, node: Node, why: str) -> None:
+        name = f"{node.domain}.{node.op}" if node.domain else node.op
+        self.facts.unknown[f"{name}: {why}"] += 1
+        for i in node.inputs:
+            self.pin(node, i, f"{name} {why}")
+        for body in node.bodies.values():
+            for inner in walk(body):
+                for i in inner.inputs:
+                    self.pin(node, i, f"inside {name}, {why}")
+            for o in body.outputs:
+                self.pin(node, o, f"inside {name}, {why}")
+        for o in node.outputs:
+            self.put_pinned(o)
+
+    def note_constant(self, node: Node) -> None:
+        """Follow what is computed from constants alone."""
+        ins = [i for i in node.inputs if i]
+        if ins and all(i in self.facts.constant for i in ins):
+            found = tuple(dict.fromkeys(c for i in ins for c in self.origin.get(i, ())))
+            for o in node.outputs:
+                if o:
+                    self.facts.constant.add(o)
+                    self.origin.setdefault(o, found)
+        for k in UNMASKED_OPERANDS.get(node.op, ()):
+            if k < len(node.inputs):
+                self.facts.unmasked.update(self.origin.get(node.inputs[k], ()))
+
+    def node(self, n: Node) -> None:
+        if n in self.skip:
+            return
+        if n.bodies:
+            self.control_flow(n)
+            return
+        key = (n.domain, n.op)
+        for i in n.inputs:
+            if i:
+                self.get(i)
+        if n.op in ("Shape", "Size") and not n.domain:
+            for o in n.outputs:
+                self.put_pinned(o)
+        elif n.op == "Range" and not n.domain:
+            self.range(n)
+        elif self.derives(n):
+            for i in n.inputs:
+                self.pin(n, i, f"{n.op} computes a weight from it")
+            for o in n.outputs:
+                if o:
+                    self.put(o, [self.labels.axis(d) for d in self.shape(o)])
+                    self.facts.derived.add(o)
+                    self.origin[o] = (o,)
+        elif key in SPECIAL:
+            SPECIAL[key](n, self)
+        elif key in ELEMENTWISE:
+            data = ELEMENTWISE[key]
+            for k, i in enumerate(n.inputs):
+                if data is not None and k not in data:
+                    self.pin(n, i, f"{n.op} reads it as control")
+            picks = range(len(n.inputs)) if data is None else data
+            self.elementwise([n.inputs[k] for k in picks if n.inputs[k]], n.outputs)
+        elif not n.domain and n.op in MOVERS:
+            if n.op == "Reshape" and (found := find_shuffle(n, self)) is not None:
+                self.skip.update(found.nodes[1:])
+                self.facts.shuffles.append(found)
+                return
+            for i in n.inputs[1:] if n.op != "Concat" else ():
+                self.pin(n, i, f"{n.op} reads it as control")
+            MOVERS[n.op](n, self)
+        elif key in SPECS:
+            rule = SPECS[key]
+            self.apply(n, rule if isinstance(rule, str) else rule(n, self))
+        else:
+            raise Refused("has no rule")
+
+    def range(self, n: Node) -> None:
+        """A table of positions: a constant, where both bindings give the same."""
+        out = n.outputs[0]
+        if self.facts.is_static(out):
+            self.put(out, [self.labels.axis(d) for d in self.shape(out)])
+            self.facts.derived.add(out)
+        else:
+            self.put_pinned(out)
+
+    def derives(self, n: Node) -> bool:
+        """Does the node compute a weight from weights in a way that labels can't follow?"""
+        ins = [i for i in n.inputs if i]
+        if n.domain or not ins or not all(i in self.facts.constant for i in ins):
+            return False
+        if n.op in MOVERS and n.op not in ("Resize", "Upsample"):
+            return False
+        return (n.domain, n.op) not in ELEMENTWISE or any(i in self.facts.derived for i in ins)
+
+    def elementwise(self, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        """Unify what numpy broadcasting lines up; activations name the output's labels."""
+        shape = self.shape(outputs[0])
+        out: list[Vector | None] = [None] * len(shape)
+        for i in sorted(inputs, key=lambda i: i in self.facts.constant):
+            axes = self.get(i)
+            for j, v in enumerate(axes):
+                k = len(shape) - len(axes) + j
+                have = out[k]
+                if len(v) > 1 and have is not None:
+                    self.labels.same(have, v)
+                elif len(v) > 1:
+                    out[k] = v
+        for o in outputs:
+            self.put(o, [pinned(d) if v is None else v for v, d in zip(out, shape, strict=True)])
+
+    # -- specs --------------------------------------------------------------------------------
+
+    def apply(self, n: Node, text: str) -> None:
+        """State what a spec line says; see `axes/spec.py`."""
+        spec = parse(text)
+        found = self.operands(n, spec)
+        size = bind(
+            [(f.axes, [len(v) for v in f.labels]) for f in found],
+            {"g": int(n.attrs.get("group", 1))},
+            text,
+        )
+
+        def sizes(letters: tuple[str, ...]) -> list[int]:
+            return [int(x) if x.isdigit() else size[x] for x in letters]
+
+        def live(axis: Axis) -> tuple[str, ...]:
+            """The letters that count: a factor of size 1 drops out (depthwise needs no rule)."""
+            return tuple(x for x, d in zip(axis.letters, sizes(axis.letters), strict=True) if d > 1)
+
+        named: dict[tuple[str, ...], Vector] = {}
+        for f in found:
+            for axis, v in zip(f.axes, f.labels, strict=True):
+                if f.is_output or len(v) == 1:
+                    continue
+                if axis.mixed or not axis.letters:
+                    self.pin_axis(n, v, f"{n.op} mixes this axis")
+                    continue
+                key = live(axis)
+                if int(np.prod(sizes(key))) != len(v):
+                    raise Refused(f"'{text}' does not fit sizes {[len(x) for x in f.labels]}")
+                if key in named:
+                    self.labels.same(named[key], v)
+                else:
+                    named[key] = v
+        for f in found:
+            for axis, v in zip(f.axes, f.labels, strict=True):
+                key = live(axis)
+                if f.is_output and key and not axis.mixed and key not in named and len(v) > 1:
+                    named[key] = self.labels.axis(int(np.prod(sizes(key))))
+        self.relate(named, sizes, grouped=size.get("g", 1) > 1)
+        for f in found:
+            if f.is_output:
+                self.put(
+                    n.outputs[f.index],
+                    [
+                        named[live(a)] if a.letters and not a.mixed and len(v) > 1 else v
+                        for a, v in zip(f.axes, f.labels, strict=True)
+                    ],
+                )
+        self.note_roles(n, found, spec, live)
+        if spec.contracts:
+            self.note_work(n, found, spec)
+
+    def operands(self, n: Node, spec: Spec) -> list[Found]:
+        """Line the axes of a node's operands up with a spec; control operands are pinned."""
+        found: list[Found] = []
+        for k, (value, operand) in enumerate(zip(n.inputs, spec.inputs, strict=False)):
+            if not value:
+                continue
+            if operand is None:
+                self.pin(n, value, f"{n.op} reads it as control")
+                continue
+            labels = self.get(value)
+            if not labels or (len(labels) == 1 == len(labels[0]) and len(operand) != 1):
+                continue  # a scalar in a vector's place
+            axes = expand(operand, [len(v) for v in labels], spec.text)
+            found.append(Found(k, False, axes, labels))
+        for extra in n.inputs[len(spec.inputs) :]:
+            if extra:
+                raise Refused(f"has an operand '{extra}' that its rule does not name")
+        for k, value in enumerate(n.outputs):
+            if not value:
+                continue
+            operand = spec.outputs[k] if k < len(spec.outputs) else None
+            if k == 0:
+                self.shape(value)  # refused where it is not known
+            self.put_pinned(value)
+            if operand is not None and value in self.facts.trace.shapes:
+                axes = expand(operand, self.shape(value), spec.text)
+                found.append(Found(k, True, axes, self.facts.axes[value]))
+        return found
+
+    def relate(
+        self,
+        named: dict[tuple[str, ...], Vector],
+        sizes: Callable[[tuple[str, ...]], list[int]],
+        grouped: bool,
+    ) -> None:
+        """Unify products with their own factors: (4 h) with h, (g o) with (g i) group by group."""
+        keys = list(named)
+        for j, a in enumerate(keys):
+            for b in keys[j + 1 :]:
+                if not (set(a) <= set(b) or set(b) <= set(a)) or (grouped and "g" in a + b):
+                    continue
+                big, small = (a, b) if len(a) > len(b) else (b, a)
+                shape = [s if x in small else 1 for x, s in zip(big, sizes(big), strict=True)]
+                self.labels.same(named[big].reshape(sizes(big)), named[small].reshape(shape))
+        if not grouped:
+            return
+        group = named.get(("g",))
+        for key in keys:
+            if len(key) != 2 or key[0] != "g":
+                continue
+            if ("g",) in named or self.whole_groups:
+                outer, inner = self.labels.split(named[key], sizes(key))
+            else:  # the same channels of every group: a ragged choice would give wrong numbers
+                table = named[key].reshape(sizes(key))
+                self.labels.same(table, table[:1])
+                outer, inner = pinned(len(table)), table[0]
+            if group is None:
+                group = outer
+            else:
+                self.labels.same(group, outer)
+            if (key[1],) in named:
+                self.labels.same(named[(key[1],)], inner)
+
+    def note_roles(self, n: Node, found: list[Found], spec: Spec, live: Live) -> None:
+        """Which weights create channels here, which contract them, and where channels end."""
+        alive = {x for f in found if f.is_output for a in f.axes for x in a.letters}
+        for f in found:
+            if f.is_output:
+                continue
+            for j, (axis, v) in enumerate(zip(f.axes, f.labels, strict=True)):
+                letters = live(axis)
+                if axis.mixed or not letters or len(v) == 1:
+                    continue
+                ends = axis.contracted or letters[-1] not in alive
+                if ends:
+                    self.facts.sinks.append(Sink(n, f.index, j, v))
+                if spec.contracts and len(f.labels) > 1:
+                    for c in self.origin.get(n.inputs[f.index], ()):
+                        self.facts.roles.append(Role(c, "contracts" if ends else "creates", v))
+
+    def note_work(self, n: Node, found: list[Found], spec: Spec) -> None:
+        """Multiply-accumulates: the output's axes, and the contracted ones once each."""
+        if n.op in ("LSTM", "GRU", "RNN"):
+            x = self.get(n.inputs[0])
+            for weight in n.inputs[1:3]:
+                self.facts.work.append(Work(n, (x[0], x[1], *self.get(weight))))
+            return
+        ins = [f for f in found if not f.is_output]
+        if any(a.many and not a.letters for o in spec.inputs if o for a in o):
+            # a convolution: windows slide over the first operand
+            over = self.get(n.inputs[0] if n.op == "ConvTranspose" else n.outputs[0])
+            weight_axes = next(f.labels for f in ins if f.index and len(f.labels) > 1)
+            self.facts.work.append(Work(n, (*over, *weight_axes[1:])))
+            return
+        done = {x for f in found if f.is_output for a in f.axes for x in a.letters}
+        over = list(self.get(n.outputs[0]))
+        for f in ins:
+            for a, v in zip(f.axes, f.labels, strict=True):
+                if a.letters and not set(a.letters) & done and not a.mixed:
+                    done.update(a.letters)
+                    over.append(v)
+        self.facts.work.append(Work(n, tuple(over)))
+
+    # -- control flow -------------------------------------------------------------------------
+
+    def control_flow(self, n: Node) -> None:
+        if n.op == "If":
+            self.if_(n)
+        elif n.op == "Loop":
+            self.loop(n)
+        elif n.op == "Scan" and n.version >= 9:
+            self.scan(n)
+        else:
+            for body in n.bodies.values():
+                self.graph(body)
+            raise Refused("is control flow of an unknown kind")
+
+    def unify(self, n: Node, a: str, b: str, why: str) -> bool:
+        """State that two values are the same, axis by axis; pin both where shapes differ."""
+        sa, sb = (t.shapes.get(a) for t in (self.facts.trace, self.facts.other)), (
+            t.shapes.get(b) for t in (self.facts.trace, self.facts.other)
+        )
+        known = all(v in self.facts.axes or v in self.model.constants for v in (a, b))
+        if not known or list(sa) != list(sb):
+            self.pin(n, a, why)
+            self.pin(n, b, why)
+            return False
+        for u, v in zip(self.get(a), self.get(b), strict=True):
+            self.labels.same(u, v)
+        return True
+
+    def if_(self, n: Node) -> None:
+        for body in n.bodies.values():
+            self.graph(body)
+        self.pin(n, n.inputs[0], "If reads it as its condition")
+        live = live_branches(n, self.facts.trace, self.facts.other)
+        for k, o in enumerate(n.outputs):
+            first = live[0].outputs[k]
+            others = [b.outputs[k] for b in n.bodies.values() if b.outputs[k] != first]
+            fine = first in self.facts.axes or first in self.model.constants
+            if fine and self.facts.trace.shapes.get(o) == tuple(len(v) for v in self.get(first)):
+                agree = [self.unify(n, first, x, "the branches of If differ") for x in others]
+                self.put(o, self.get(first))
+                if not all(agree[: len(live) - 1]):
+                    self.pin(n, o, "the branches of If differ")
+            else:
+                for x in (first, *others):
+                    self.pin(n, x, "the branches of If differ")
+                self.put_pinned(o)
+
+    def loop(self, n: Node) -> None:
+        """A carried value has one set of channels from the first turn to the last."""
+        body = n.bodies["body"]
+        for i in n.inputs[:2]:
+            self.pin(n, i, "Loop reads it as control")
+        for inner in body.inputs[:2]:
+            self.put_pinned(inner)
+        carried = n.inputs[2:]
+        for inner, outer in zip(body.inputs[2:], carried, strict=True):
+            self.put(inner, list(self.get(outer)))
+        self.graph(body)
+        self.pin(n, body.outputs[0], "Loop reads it as its condition")
+        for j, o in enumerate(n.outputs):
+            inner = body.outputs[1 + j]
+            if j < len(carried):
+                if self.unify(n, carried[j], inner, "Loop carries it in another shape") and o:
+                    self.put(o, self.get(carried[j]))
+                else:
+                    self.put_pinned(o)
+            elif o and o in self.facts.trace.shapes:
+                self.put(o, [pinned(self.shape(o)[0]), *self.get(inner)])
+
+    def scan(self, n: Node) -> None:
+        body, m = n.bodies["body"], n.attrs["num_scan_inputs"]
+        states = len(n.inputs) - m
+        in_axes = n.attrs.get("scan_input_axes", [0] * m)
+        for j, (inner, outer) in enumerate(zip(body.inputs, n.inputs, strict=True)):
+            axes = list(self.get(outer))
+            if j >= states:
+                a = in_axes[j - states] % len(axes)
+                self.pin_axis(n, axes[a], "Scan goes along this axis")
+                del axes[a]
+            self.put(inner, axes)
+        self.graph(body)
+        out_axes = n.attrs.get("scan_output_axes", [0] * (len(n.outputs) - states))
+        for j, o in enumerate(n.outputs):
+            inner = body.outputs[j]
+            if j < states:
+                if self.unify(n, n.inputs[j], inner, "Scan carries it in another shape") and o:
+                    self.put(o, self.get(n.inputs[j]))
+                else:
+                    self.put_pinned(o)
+            elif o and o in self.facts.trace.shapes:
+                axes = list(self.get(inner))
+                a = out_axes[j - states] % (len(axes) + 1)
+                axes.insert(a, pinned(self.shape(o)[a]))
+                self.put(o, axes)
+
+
+def analyse(model: Model, trace: Trace, other: Trace, *, whole_groups: bool = False) -> Facts:
+    """Walk a model once and return what its nodes state.
+
+    `trace` and `other` are the shapes under two bindings of the symbolic dimensions; axes that
+    differ between them are dynamic and never shrink. Graph inputs and outputs never change.
+    """
+    w = Walk(model, trace, other, whole_groups)
+    for i in model.graph.inputs:
+        w.put_pinned(i)
+    w.graph(model.graph)
+    for o in model.graph.outputs:
+        if o in w.facts.axes or o in model.constants:
+            for v in w.get(o):
+                w.labels.pin(v, "it is an output of the model", o)
+    if other is not trace:
+        for value, axes in w.facts.axes.items():
+            a, b = trace.shapes.get(value), other.shapes.get(value)
+            for k, v in enumerate(axes):
+                if b is None or a is None or len(a) != len(b):
+                    w.labels.pin(v, "its rank is dynamic", value)
+                elif a[k] != b[k]:
+                    w.labels.pin(v, "its size is dynamic", value)
+    return w.facts

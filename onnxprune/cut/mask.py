@@ -1,0 +1,129 @@
+"""The masked original: full size, and every removed slice of its weights zero.
+
+It is what the slim model must reproduce. A `Mul` by the kept channels is put only where two
+operands of which neither is exactly zero there are contracted with each other.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from onnxprune.axes.facts import Facts, Sink
+from onnxprune.cut.edits import Edits
+from onnxprune.cut.view import Mask, View
+from onnxprune.cut.weights import rewrite
+from onnxprune.graph.model import WEIGHT_TYPES, Node
+
+_ZERO_POINT: dict[tuple[str, int], int] = {
+    ("DequantizeLinear", 0): 2, ("QLinearConv", 3): 5, ("QLinearMatMul", 3): 5,
+    ("QLinearMatMul", 0): 2, ("QGemm", 3): 5, ("QLinearAdd", 0): 2, ("QLinearAdd", 3): 5,
+    ("QLinearMul", 0): 2, ("QLinearMul", 3): 5, ("ConvInteger", 1): 3, ("MatMulInteger", 1): 3,
+    ("MatMulInteger", 0): 2, ("MatMulIntegerToFloat", 1): 5, ("DynamicQuantizeMatMul", 1): 3,
+}  # fmt: skip
+"""(operator, operand) -> the operand that holds its zero point."""
+
+_MASKED_TYPES = WEIGHT_TYPES | {onnx.TensorProto.INT32}
+
+
+def zero_point(value: str, facts: Facts) -> np.ndarray | None:
+    """What stands for 0 in a quantised constant; None for plain 0."""
+    for node, k in facts.model.uses.get(value, ()):
+        z = _ZERO_POINT.get((node.op, k))
+        if z is None and node.op == "QLinearConcat" and k >= 2 and (k - 2) % 3 == 0:
+            z = k + 2
+        if z is not None and z < len(node.inputs) and node.inputs[z]:
+            c = facts.model.constants.get(node.inputs[z])
+            if c is not None:
+                point = facts.model.array(c)
+                if point.ndim == 1 and point.size > 1:
+                    rank = len(facts.trace.shapes[value])
+                    axis = rank - 1 if "MatMul" in node.op else 0
+                    if node.op == "DequantizeLinear":
+                        axis = node.attrs.get("axis", 1) % rank
+                    shape = [1] * rank
+                    shape[axis] = point.size
+                    return point.reshape(shape)
+                return point
+    return None
+
+
+def masked(view: View) -> onnx.ModelProto:
+    """The original with the removed slices of all its weights set to zero."""
+    facts = view.facts
+    edits = Edits(facts)
+
+    def blank(array: np.ndarray, kept: list[Mask], value: str) -> np.ndarray:
+        if value in facts.unmasked or facts.trace.types.get(value) not in _MASKED_TYPES:
+            return array
+        out = np.array(array)
+        point = zero_point(value, facts)
+        zero = np.zeros(1, out.dtype) if point is None else point.astype(out.dtype)
+        for axis, mask in enumerate(kept):
+            if not mask.all():
+                shape = [1] * out.ndim
+                shape[axis] = mask.size
+                out = np.where(mask.reshape(shape), out, zero)
+        return out.astype(array.dtype)
+
+    rewrite(view, edits, blank)
+    for node in facts.model.walk():
+        if node.op == "ConstantOfShape" and not node.domain:
+            _mask_born(node, view, edits)
+    done: set[tuple[Node, int]] = set()
+    for sink in facts.sinks:
+        _mask_sink(sink, view, edits, done)
+    return edits.finish()
+
+
+def _mask_born(node: Node, view: View, edits: Edits) -> None:
+    """Channels made by ConstantOfShape have no stored slice to zero: a Mul does it."""
+    o = node.outputs[0]
+    dtype = view.facts.trace.types.get(o, 1)
+    if not view.shrinks(o) or dtype not in _MASKED_TYPES:
+        return
+    for axis, mask in enumerate(view.masks(o)):
+        if not mask.all():
+            edits.after(node, 0, "Mul", [None, _factor(mask, axis, len(view.masks(o)), dtype, edits)])
+
+
+def _factor(mask: Mask, axis: int, rank: int, dtype: int, edits: Edits) -> str:
+    shape = [1] * rank
+    shape[axis] = mask.size
+    kind = onnx.helper.tensor_dtype_to_np_dtype(dtype)
+    return edits.constant(mask.reshape(shape).astype(kind), "mask")
+
+
+def _mask_sink(sink: Sink, view: View, edits: Edits, done: set[tuple[Node, int]]) -> None:
+    """Two activations are contracted: one of them must be zero where channels are removed."""
+    node, facts = sink.node, view.facts
+    mask = view.mask(sink.labels)
+    if mask.all():
+        return
+    partners = [
+        s for s in facts.sinks_of(node) if s.labels is sink.labels or _equal(s, sink, view)
+    ]
+    if len(partners) < 2 or any(_is_zero(s, facts) for s in partners):
+        return
+    first = partners[0]
+    key = (node, first.operand * 16 + first.axis)
+    if key in done:
+        return
+    done.add(key)
+    value = node.inputs[first.operand]
+    rank, dtype = len(facts.axes[value]), facts.trace.types.get(value, 1)
+    factor = _factor(view.mask(first.labels), first.axis, rank, dtype, edits)
+    name = edits.node(node).input[first.operand]
+    edits.set_input(node, first.operand, edits.before(node, "Mul", [factor, name]))
+
+
+def _equal(a: Sink, b: Sink, view: View) -> bool:
+    root = view.solution.root
+    return len(a.labels) == len(b.labels) and bool((root[a.labels] == root[b.labels]).all())
+
+
+def _is_zero(sink: Sink, facts: Facts) -> bool:
+    value = sink.node.inputs[sink.operand]
+    if value in facts.model.constants:
+        return value not in facts.unmasked
+    return value in facts.zero_born or value in facts.derived

@@ -1,0 +1,96 @@
+"""Sizes for symbolic dimensions, so that a graph with dynamic axes can be walked with numbers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from onnx import GraphProto, ValueInfoProto
+
+Shape = tuple[int, ...]
+
+SIZES = ((64, 96), (32, 64), (16, 24), (8, 12), (96, 128), (224, 256), (512, 1024), (576, 1152),
+         (1536, 2560), (16000, 32000), (1, 1))  # fmt: skip
+"""Sizes that are tried for the dynamic axes other than the batch, two at a time."""
+
+BATCHES = ((2, 3), (1, 1))
+_STATES = ("state", "h", "c", "h0", "c0", "hidden", "cell")
+
+
+@dataclass(frozen=True)
+class Binding:
+    """A size for every symbolic dimension.
+
+    `fixed` holds sizes by symbol and `shapes` whole shapes by input name, as the user gave them;
+    they win. `unknown` stands for sizes that only the data decides (NonZero, NMS).
+    """
+
+    batch: int = 1
+    size: int = 1
+    unknown: int = 5
+    fixed: Mapping[str, int] = field(default_factory=dict)
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
+
+    def shape(self, info: ValueInfoProto) -> Shape | None:
+        """The shape of an input; None where not even its rank is known."""
+        if info.name in self.shapes:
+            return tuple(self.shapes[info.name])
+        kind = info.type.tensor_type
+        if not info.type.HasField("tensor_type") or not kind.HasField("shape"):
+            return None
+        dims = kind.shape.dim
+        return tuple(
+            d.dim_value
+            if d.HasField("dim_value") and d.dim_value > 0
+            else self.symbol(d.dim_param, info.name, k, len(dims))
+            for k, d in enumerate(dims)
+        )
+
+    def symbol(self, param: str, name: str, axis: int, rank: int) -> int:
+        """The size of one symbolic dimension."""
+        if param in self.fixed:
+            return self.fixed[param]
+        parts = re.fullmatch(r"\s*(\w+)\s*([+*-])\s*(\w+)\s*", param)
+        if parts:  # "past_sequence_length + 1"
+            a, b = (
+                int(p) if p.isdigit() else self.symbol(p, name, axis, rank)
+                for p in (parts[1], parts[3])
+            )
+            return max(1, {"+": a + b, "-": a - b, "*": a * b}[parts[2]])
+        low = param.lower()
+        named = low in ("n", "b") or "batch" in low
+        state = rank == 3 and axis == 1 and name.lower() in _STATES
+        unnamed = not low.strip("?") or low.startswith(("unk", "s7", "s0", "dim"))
+        first = axis == 0 and rank > 1 and not (state or "seq" in low or "len" in low)
+        return self.batch if named or state or (first and (unnamed or named)) else self.size
+
+
+def free_inputs(graph: GraphProto) -> list[ValueInfoProto]:
+    """The inputs that a caller must feed: those without an initializer."""
+    inits = {t.name for t in graph.initializer}
+    return [i for i in graph.input if i.name not in inits]
+
+
+def is_dynamic(graph: GraphProto) -> bool:
+    """Does any input that a caller feeds have a symbolic dimension?"""
+    return any(
+        not (d.HasField("dim_value") and d.dim_value > 0)
+        for i in free_inputs(graph)
+        for d in i.type.tensor_type.shape.dim
+    )
+
+
+def candidates(
+    graph: GraphProto, fixed: Mapping[str, int], shapes: Mapping[str, Shape]
+) -> Iterator[tuple[Binding, Binding]]:
+    """Pairs of bindings to try, likeliest first; the two of a pair differ in every dynamic axis.
+
+    A net may refuse a batch of 2 (a baked Concat) or sizes that don't divide well, hence the ladder.
+    """
+    if not is_dynamic(graph):
+        yield Binding(fixed=fixed, shapes=shapes), Binding(unknown=7, fixed=fixed, shapes=shapes)
+        return
+    for b1, b2 in BATCHES:
+        for s1, s2 in SIZES:
+            yield Binding(b1, s1, 5, fixed, shapes), Binding(b2, s2, 7, fixed, shapes)
