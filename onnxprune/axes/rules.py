@@ -185,14 +185,14 @@ def reduced_axes(n: Node, w: Walk) -> set[int]:
     return {a % rank for a in axes}
 
 
-_SUMS = frozenset("ReduceSum ReduceSumSquare ReduceL1 ReduceL2 ReduceMean".split())
+SUMS = frozenset("ReduceSum ReduceSumSquare ReduceL1 ReduceL2 ReduceMean".split())
 
 
 def reduce(n: Node, w: Walk) -> str:
     """Sums over channels are exact where removed channels are 0 (means after a factor)."""
     axes = reduced_axes(n, w)
     x, y = [], []
-    free = n.op in _SUMS and n.inputs[0] in w.facts.zero_born
+    free = n.op in SUMS and w.is_zero_born(n.inputs[0])
     if n.op == "ReduceMean" and free:
         w.facts.means.append((n, tuple(sorted(axes))))
     for k, a in enumerate(_letters(w.rank(n.inputs[0]))):
@@ -365,7 +365,7 @@ ZERO_KEEPING = frozenset(
 
 ZERO_MAKING: dict[str, tuple[int, ...]] = {
     "Conv": (1, 2), "ConvTranspose": (1, 2), "DeformConv": (1, 3), "ConvInteger": (1,),
-    "MatMulInteger": (1,), "Gemm": (0, 1, 2), "BatchNormalization": (1, 2),
+    "MatMulInteger": (1,), "BatchNormalization": (1, 2),
     "InstanceNormalization": (1, 2), "LSTM": (1, 2, 3, 5, 6), "GRU": (1, 2, 3, 5),
     "RNN": (1, 2, 3, 5),
 }  # fmt: skip

@@ -272,7 +272,9 @@ def _name(facts: Facts, members: Sequence[Member]) -> str:
 def fixed_groups(s: Solution) -> list[Fixed]:
     """Weight axes that stay, gathered by what ties them, with the reasons given by the nodes."""
     labels, facts = s.facts.labels, s.facts
-    free = _components(labels.count, _stack(labels.same_a), _stack(labels.same_b))
+    a, b = _stack(labels.same_a), _stack(labels.same_b)
+    ties = (a != 0) & (b != 0)
+    free = _components(labels.count, a[ties], b[ties])
     why: dict[int, list[Pin]] = {}
     for pin in labels.pins:
         for c in np.unique(free[pin.labels]):
@@ -290,7 +292,7 @@ def fixed_groups(s: Solution) -> list[Fixed]:
     for key, (values, n) in table.items():
         reasons = dict.fromkeys(
             f"{p.why} ({p.node})" for c in key for p in why.get(c, [])
-        ) or {"the other side of its heads was chosen": None}
+        ) or {"it reads an input of the model, or an axis that no rule lets shrink": None}
         names = tuple(dict.fromkeys(facts.model.in_file(v) for v in values))
         out.append(Fixed(names[0], n, tuple(reasons), names))
     return out

@@ -28,7 +28,8 @@ SMALL = 4096
 _SAME_SHAPE = frozenset(
     "Relu Sigmoid Clip Erf Tanh Sqrt HardSwish HardSigmoid LeakyRelu Gelu Exp Log Neg Abs Swish "
     "Reciprocal Floor Ceil Round Sign Sin Cos Tan Softplus Softsign Elu Selu Celu Mish "
-    "ThresholdedRelu Identity Softmax LogSoftmax Not".split()
+    "ThresholdedRelu Identity Softmax LogSoftmax Not GroupNormalization RMSNormalization "
+    "InstanceNormalization LpNormalization MeanVarianceNormalization LRN".split()
 )
 _BROADCAST = frozenset("Add Sub Mul Div Pow PRelu Max Min Sum Mean And Or Xor Mod".split())
 _COMPARE = frozenset("Equal Less Greater LessOrEqual GreaterOrEqual".split())
@@ -41,6 +42,9 @@ _IMPURE = frozenset(
 _AS_STANDARD: dict[str, tuple[str, Sequence[int]]] = {
     "FusedConv": ("Conv", (0, 1)),
     "FusedGemm": ("Gemm", (0, 1, 2)),
+    "QLinearConv": ("Conv", (0, 3)),
+    "QLinearMatMul": ("MatMul", (0, 3)),
+    "ConvInteger": ("Conv", (0, 1)),
     "QLinearAdd": ("Add", (0, 3)),
     "QLinearMul": ("Add", (0, 3)),
     "QLinearAveragePool": ("AveragePool", (0,)),
@@ -177,9 +181,10 @@ class _Tracer:
             return
         if n.domain and n.op in CONTRIB_SHAPES:
             shapes = CONTRIB_SHAPES[n.op](n, [sh.get(i, ()) for i in n.inputs])
+            like = n.inputs[1 if n.op == "QLinearConcat" else 0]
             for o, s in zip(n.outputs, shapes, strict=False):
                 if o:
-                    self.set(o, self.t.types.get(n.inputs[0], 1), s)
+                    self.set(o, self.t.types.get(like, 1), s)
             return
         self.infer(n)
 
@@ -244,7 +249,8 @@ class _Tracer:
     def infer(self, n: Node) -> None:
         sh, ty = self.t.shapes, self.t.types
         proto, domain, picks = n.proto, n.domain, range(len(n.inputs))
-        if n.domain:
+        quantised = bool(n.domain) or n.op in ("QLinearConv", "QLinearMatMul", "ConvInteger")
+        if quantised:
             if n.op not in _AS_STANDARD:
                 raise ValueError("no shape rule for this operator")
             op, wanted = _AS_STANDARD[n.op]
@@ -262,7 +268,8 @@ class _Tracer:
                 if i:
                     return  # unknown before: unknown here, and told already
                 continue
-            types[name] = helper.make_tensor_type_proto(ty[i], sh[i])
+            kind = TensorProto.FLOAT if quantised else ty[i]  # the standard twin takes no int8
+            types[name] = helper.make_tensor_type_proto(kind, sh[i])
             if len(sh[i]) <= 1 and (sh[i] == () or sh[i][0] <= 64):
                 v = self.known(i, 64)
                 if v is not None and v.dtype != object:
@@ -277,6 +284,11 @@ class _Tracer:
             value = by_name.get(name)
             if value:
                 self.accept(n, value, kind)
+                if quantised:
+                    whole = n.op == "ConvInteger"
+                    self.t.types[value] = TensorProto.INT32 if whole else ty[n.inputs[0]]
+                    if n.op == "MatMulIntegerToFloat":
+                        self.t.types[value] = TensorProto.FLOAT
         if not found:
             raise ValueError("no shape could be inferred")
 
@@ -302,6 +314,8 @@ class _Tracer:
                     raise ValueError("its shape depends on the data")
             self.t.guessed = self.t.guessed or -1 in dims
             dims = [self.t.binding.unknown if d == -1 else d for d in dims]
+        if n.op == "Reshape" and np.prod(dims) != np.prod(self.t.shapes[n.inputs[0]]):
+            raise ValueError(f"{self.t.shapes[n.inputs[0]]} can't become {tuple(dims)}")
         self.set(value, t.elem_type, dims)
 
     # -- control flow -------------------------------------------------------------------------
@@ -455,10 +469,6 @@ def _split_half(n: Node, s: list[Shape]) -> list[Shape]:
     return [(*s[0][:-1], s[0][-1] // 2)]
 
 
-def _qmatmul(n: Node, s: list[Shape]) -> list[Shape]:
-    return [(*s[0][:-1], s[3][-1])]
-
-
 def _qgemm(n: Node, s: list[Shape]) -> list[Shape]:
     return [(s[0][1 if n.attrs.get("transA") else 0], s[3][0 if n.attrs.get("transB") else 1])]
 
@@ -480,7 +490,6 @@ CONTRIB_SHAPES: dict[str, Callable[[Node, list[Shape]], list[Shape]]] = {
     "QLinearConcat": _concat,
     "EmbedLayerNormalization": _embed,
     "BiasSplitGelu": _split_half,
-    "QLinearMatMul": _qmatmul,
     "QGemm": _qgemm,
     "SkipLayerNormalization": _skip,
     "SkipSimplifiedLayerNormalization": _skip,

@@ -10,11 +10,11 @@ import numpy as np
 from onnxprune.axes.facts import Facts, Role, Sink, Work
 from onnxprune.axes.labels import Vector, pinned
 from onnxprune.axes.movers import MOVERS, find_shuffle
-from onnxprune.axes.rules import ELEMENTWISE, SPECS, UNMASKED_OPERANDS
+from onnxprune.axes.rules import ELEMENTWISE, SPECS, SUMS, UNMASKED_OPERANDS
 from onnxprune.axes.special import SPECIAL
 from onnxprune.axes.spec import Axis, Spec, SpecError, bind, expand, parse
 from onnxprune.axes.trace import Trace, live_branches
-from onnxprune.axes.zero import zero_born
+from onnxprune.axes.zero import is_zero, zero_born
 from onnxprune.graph.model import Graph, Model, Node, walk
 
 
@@ -141,7 +141,7 @@ class Walk:
     def note_constant(self, node: Node) -> None:
         """Follow what is computed from constants alone."""
         ins = [i for i in node.inputs if i]
-        if ins and all(i in self.facts.constant for i in ins):
+        if ins and all(i in self.facts.constant or i in self.model.constants for i in ins):
             found = tuple(dict.fromkeys(c for i in ins for c in self.origin.get(i, ())))
             for o in node.outputs:
                 if o:
@@ -213,7 +213,18 @@ class Walk:
             return False
         if n.op in MOVERS and n.op not in ("Resize", "Upsample"):
             return False
-        return (n.domain, n.op) not in ELEMENTWISE or any(i in self.facts.derived for i in ins)
+        if n.op in ("QuantizeLinear", "DequantizeLinear"):
+            return False
+        if (n.domain, n.op) in ELEMENTWISE:
+            return any(i in self.facts.derived for i in ins)
+        # a sum that meets an activation at once (distances to a codebook) needs no new weight
+        users = [u for o in n.outputs for u, _ in self.model.uses.get(o, ())]
+        meets = all(any(i not in self.facts.constant and i not in n.outputs and
+                        i not in self.model.constants for i in u.inputs if i) for u in users)
+        return not (n.op in SUMS and users and meets)
+
+    def is_zero_born(self, value: str) -> bool:
+        return is_zero(value, self.facts)
 
     def elementwise(self, inputs: Sequence[str], outputs: Sequence[str]) -> None:
         """Unify what numpy broadcasting lines up; activations name the output's labels."""

@@ -15,24 +15,33 @@ from onnxprune.graph.model import Node
 _KEEPING_ACTIVATIONS = frozenset(("", "Relu", "LeakyRelu", "Tanh"))
 
 
+def is_zero(value: str, f: Facts) -> bool:
+    """Are the removed entries of a value exactly 0 (those of a stored weight: once masked)?"""
+    return (
+        not value
+        or value in f.zero_born
+        or value in f.derived
+        or (value in f.model.constants and value not in f.unmasked)
+    )
+
+
 def zero_born(n: Node, f: Facts) -> bool:
     """Are the removed entries of this node's outputs exactly 0?"""
 
     def zero(value: str) -> bool:
-        return (
-            not value
-            or value in f.zero_born
-            or value in f.derived
-            or (value in f.model.constants and value not in f.unmasked)
-        )
+        return is_zero(value, f)
 
     op = n.op
     if not n.inputs or not n.outputs or n.outputs[0] not in f.axes:
         return False
     if op in ZERO_MAKING:
         return all(zero(n.inputs[k]) for k in ZERO_MAKING[op] if k < len(n.inputs))
+    if op in ("Gemm", "FusedGemm") and f.axes[n.outputs[0]][0].any() and not zero(n.inputs[0]):
+        return False
+    if op == "Gemm":
+        return all(zero(i) for i in n.inputs[1:])
     if op in ("FusedConv", "FusedGemm"):
-        return str(n.attrs.get("activation", "")) in _KEEPING_ACTIVATIONS and all(
+        return zero(n.inputs[1]) and zero(n.inputs[2] if len(n.inputs) > 2 else "") and str(n.attrs.get("activation", "")) in _KEEPING_ACTIVATIONS and all(
             zero(i) for i in n.inputs[3:]
         )
     if op in ("MatMul", "FusedMatMul"):

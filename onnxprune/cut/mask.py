@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from onnxprune.axes.facts import Facts, Sink
+from onnxprune.axes.zero import is_zero
 from onnxprune.cut.edits import Edits
 from onnxprune.cut.view import Mask, View
 from onnxprune.cut.weights import rewrite
@@ -26,25 +27,30 @@ _ZERO_POINT: dict[tuple[str, int], int] = {
 _MASKED_TYPES = WEIGHT_TYPES | {onnx.TensorProto.INT32}
 
 
+_MOVES = frozenset("Gather Transpose Reshape Identity Slice Squeeze Unsqueeze Flatten".split())
+
+
 def zero_point(value: str, facts: Facts) -> np.ndarray | None:
     """What stands for 0 in a quantised constant; None for plain 0."""
     for node, k in facts.model.uses.get(value, ()):
         z = _ZERO_POINT.get((node.op, k))
-        if z is None and node.op == "QLinearConcat" and k >= 2 and (k - 2) % 3 == 0:
+        if node.op in _MOVES and k == 0:
+            point = zero_point(node.outputs[0], facts)
+            if point is not None and point.size == 1:
+                return point.reshape(-1)
+        if node.op == "QLinearConcat" and k >= 2 and (k - 2) % 3 == 0:
             z = k + 2
-        if z is not None and z < len(node.inputs) and node.inputs[z]:
-            c = facts.model.constants.get(node.inputs[z])
-            if c is not None:
-                point = facts.model.array(c)
-                if point.ndim == 1 and point.size > 1:
-                    rank = len(facts.trace.shapes[value])
-                    axis = rank - 1 if "MatMul" in node.op else 0
-                    if node.op == "DequantizeLinear":
-                        axis = node.attrs.get("axis", 1) % rank
-                    shape = [1] * rank
-                    shape[axis] = point.size
-                    return point.reshape(shape)
-                return point
+        c = facts.model.constants.get(node.inputs[z]) if z and z < len(node.inputs) else None
+        if c is None:
+            continue
+        point = facts.model.array(c)
+        if point.size == 1:
+            return point.reshape(-1)
+        rank = len(facts.trace.shapes[value])
+        axis = rank - 1 if "MatMul" in node.op else 0
+        if node.op == "DequantizeLinear":
+            axis = node.attrs.get("axis", 1) % rank
+        return point.reshape([-1 if j == axis else 1 for j in range(rank)])
     return None
 
 
@@ -103,7 +109,7 @@ def _mask_sink(sink: Sink, view: View, edits: Edits, done: set[tuple[Node, int]]
     partners = [
         s for s in facts.sinks_of(node) if s.labels is sink.labels or _equal(s, sink, view)
     ]
-    if len(partners) < 2 or any(_is_zero(s, facts) for s in partners):
+    if len(partners) < 2 or any(is_zero(s.node.inputs[s.operand], facts) for s in partners):
         return
     first = partners[0]
     key = (node, first.operand * 16 + first.axis)
@@ -120,10 +126,3 @@ def _mask_sink(sink: Sink, view: View, edits: Edits, done: set[tuple[Node, int]]
 def _equal(a: Sink, b: Sink, view: View) -> bool:
     root = view.solution.root
     return len(a.labels) == len(b.labels) and bool((root[a.labels] == root[b.labels]).all())
-
-
-def _is_zero(sink: Sink, facts: Facts) -> bool:
-    value = sink.node.inputs[sink.operand]
-    if value in facts.model.constants:
-        return value not in facts.unmasked
-    return value in facts.zero_born or value in facts.derived
