@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import islice
+from dataclasses import replace
 
 from onnx import GraphProto
 
@@ -32,7 +32,7 @@ def trace_pair(
     """Traces under two bindings: the first pair of sizes that the graph accepts without failure."""
     hints = _hints(model.proto.graph)
     best: tuple[int, Trace, Binding] | None = None
-    for first, second in islice(candidates(model.proto.graph, fixed or {}, shapes or {}), 22):
+    for first, second in candidates(model.proto.graph, fixed or {}, shapes or {}):
         t = trace(model, first, hints)
         if best is None or len(t.failures) < best[0]:
             best = (len(t.failures), t, second)
@@ -45,13 +45,9 @@ def trace_pair(
     if not is_dynamic(model.proto.graph) and not t.guessed:
         return t, t
     other = trace(model, second, hints)
-    if len(other.failures) > count:  # the second size does not fit: move the batch alone
-        again = trace(
-            model,
-            Binding(second.batch, t.binding.size, second.unknown, second.fixed, second.shapes),
-            hints,
-        )
-        other = min(other, again, key=lambda o: len(o.failures))
+    if len(other.failures) > count:  # the second sizes don't fit: move the batch alone, or nothing
+        again = trace(model, replace(second, size=t.binding.size), hints)
+        other = min(other, again, t, key=lambda o: len(o.failures))
     return t, other
 
 

@@ -74,8 +74,8 @@ class Facts:
     """Values computed from the file's constants alone."""
     derived: set[str] = field(default_factory=set)
     """Constants computed from constants by something that mixes: a new weight if they shrink."""
-    zero_born: set[str] = field(default_factory=set)
-    """Values whose removed entries are exactly 0 once the weights' removed slices are."""
+    zero: dict[str, tuple[bool, ...]] = field(default_factory=dict)
+    """Per axis of a value: what is removed there is exactly 0 once the weights are masked."""
     moves: dict[Node, list[Move]] = field(default_factory=dict)
     shuffles: list[Shuffle] = field(default_factory=list)
     means: list[tuple[Node, tuple[int, ...]]] = field(default_factory=list)

@@ -12,6 +12,7 @@ import numpy as np
 
 from onnxprune.axes.facts import Move, Shuffle
 from onnxprune.axes.labels import Vector, pinned
+from onnxprune.axes.zero import blocks, zero_axes
 from onnxprune.graph.model import Node
 
 if TYPE_CHECKING:
@@ -263,7 +264,7 @@ def reshape(n: Node, w: Walk) -> None:
         w.pin(n, n.inputs[0], "it is empty")
         w.put(n.outputs[0], out)
         return
-    for ia, ib in _blocks(a, b):
+    for ia, ib in blocks(a, b):
         live = [k for k in ia if a[k] > 1]
         made = [k for k in ib if b[k] > 1]
         if not any(x[k].any() for k in live):
@@ -286,30 +287,6 @@ def reshape(n: Node, w: Walk) -> None:
         for k, v in zip(made, parts, strict=True):
             out[k] = v
     w.put(n.outputs[0], out)
-
-
-def _blocks(a: Sequence[int], b: Sequence[int]) -> list[tuple[range, range]]:
-    """The smallest runs of axes of `a` and `b` with equal products."""
-    out = []
-    i = j = 0
-    while i < len(a) or j < len(b):
-        i0, j0, p, q = i, j, 1, 1
-        if i < len(a):
-            p, i = a[i], i + 1
-        if j < len(b):
-            q, j = b[j], j + 1
-        while p != q:
-            if p < q:
-                p, i = p * a[i], i + 1
-            else:
-                q, j = q * b[j], j + 1
-        # ones on one side only belong to this block
-        while i < len(a) and a[i] == 1 and not (j < len(b) and b[j] == 1):
-            i += 1
-        while j < len(b) and b[j] == 1 and not (i < len(a) and a[i] == 1):
-            j += 1
-        out.append((range(i0, i), range(j0, j)))
-    return out
 
 
 def _lines_up(n: Node, w: Walk, ia: range, ib: range) -> bool:
@@ -363,8 +340,7 @@ def find_shuffle(n: Node, w: Walk) -> Shuffle | None:
         for inside in (first.outputs[0], turn.outputs[0]):
             w.put_pinned(inside)
         w.put(end, [v[index] if k == axis else v for k, v in enumerate(x)])
-        if value in w.facts.zero_born:
-            w.facts.zero_born.add(end)
+        w.facts.zero[end] = zero_axes(value, w.facts)
         return Shuffle((first, turn, last), value, axis, index)
     return None
 

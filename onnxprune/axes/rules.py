@@ -192,10 +192,10 @@ def reduce(n: Node, w: Walk) -> str:
     """Sums over channels are exact where removed channels are 0 (means after a factor)."""
     axes = reduced_axes(n, w)
     x, y = [], []
-    free = n.op in SUMS and w.is_zero_born(n.inputs[0])
-    if n.op == "ReduceMean" and free:
+    if n.op == "ReduceMean":
         w.facts.means.append((n, tuple(sorted(axes))))
     for k, a in enumerate(_letters(w.rank(n.inputs[0]))):
+        free = n.op in SUMS and w.is_zero(n.inputs[0], k)
         x.append(a if k not in axes or free else f"{a}!")
         if k not in axes:
             y.append(a)
@@ -354,22 +354,11 @@ ELEMENTWISE: dict[tuple[str, str], tuple[int, ...] | None] = {
 }
 
 ZERO_KEEPING = frozenset(
-    """Relu LeakyRelu PRelu Tanh Erf Gelu HardSwish Sqrt Abs Neg Elu Selu Celu Sin Tan Sinh Asin
-    Atan Mish Softsign Swish Sign Floor Ceil Round Shrink ThresholdedRelu Identity Cast Dropout
-    MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool
-    ReduceMean ReduceSum ReduceL1 ReduceL2 ReduceMax ReduceMin ReduceSumSquare QuickGelu
-    Reshape Transpose Flatten Squeeze Unsqueeze Split Slice Gather Tile Resize Upsample
-    DepthToSpace SpaceToDepth GridSample RoiAlign CumSum""".split()
+    """Relu LeakyRelu Tanh Erf Gelu HardSwish Sqrt Abs Neg Elu Selu Celu Sin Tan Sinh Asin Atan Mish
+    Softsign Swish Sign Floor Ceil Round Shrink ThresholdedRelu Identity Cast Dropout QuickGelu
+    """.split()
 )
-"""f(0) = 0: zero in, zero out (of the first operand)."""
-
-ZERO_MAKING: dict[str, tuple[int, ...]] = {
-    "Conv": (1, 2), "ConvTranspose": (1, 2), "DeformConv": (1, 3), "ConvInteger": (1,),
-    "MatMulInteger": (1,), "BatchNormalization": (1, 2),
-    "InstanceNormalization": (1, 2), "LSTM": (1, 2, 3, 5, 6), "GRU": (1, 2, 3, 5),
-    "RNN": (1, 2, 3, 5),
-}  # fmt: skip
-"""A channel is 0 where its slices of these operands are, whatever else comes in."""
+"""Element-wise with f(0) = 0 (the other zero rules are in `axes/zero.py`)."""
 
 UNMASKED_OPERANDS: dict[str, tuple[int, ...]] = {
     "Div": (1,), "Pow": (1,), "Mod": (1,), "BatchNormalization": (3, 4),

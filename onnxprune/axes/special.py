@@ -45,8 +45,9 @@ def quantise(n: Node, w: Walk) -> None:
 def dynamic_quantise(n: Node, w: Walk) -> None:
     """The range always includes 0, so channels that are exactly zero change nothing."""
     x = w.get(n.inputs[0])
-    if n.inputs[0] not in w.facts.zero_born:
-        w.pin(n, n.inputs[0], "DynamicQuantizeLinear takes its range over all channels")
+    for k, v in enumerate(x):
+        if not w.is_zero(n.inputs[0], k):
+            w.pin_axis(n, v, "DynamicQuantizeLinear takes its range over all channels")
     w.put(n.outputs[0], x)
     for o in n.outputs[1:]:
         w.put_pinned(o)

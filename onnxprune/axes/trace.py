@@ -57,7 +57,6 @@ _AS_STANDARD: dict[str, tuple[str, Sequence[int]]] = {
     "Gelu": ("Identity", (0,)),
     "QLinearSigmoid": ("Identity", (0,)),
     "QLinearLeakyRelu": ("Identity", (0,)),
-    "SimplifiedLayerNormalization": ("Identity", (0,)),
     "LayerNormalization": ("Identity", (0,)),
     "RotaryEmbedding": ("Identity", (0,)),
     "GroupNorm": ("Identity", (0,)),
@@ -104,6 +103,15 @@ def _instance(op: str, version: int, arity: int, attributes: bytes, key: _Key) -
     return load_op("", op, version)(
         key.proto, {"verbose": 0, "log": lambda *_: None, "new_ops": None, "opsets": {"": version}}
     )
+
+
+def can_run(node: Node) -> bool:
+    """Has onnx a reference implementation of this operator in this version?"""
+    try:
+        load_op("", node.op, node.version)
+    except Exception:
+        return False
+    return True
 
 
 def run_operator(node: Node, inputs: Sequence[np.ndarray | None]) -> list[np.ndarray]:
@@ -179,9 +187,9 @@ class _Tracer:
             return
         if not n.domain and self.quick(n):
             return
-        if n.domain and n.op in CONTRIB_SHAPES:
+        if n.op in CONTRIB_SHAPES and (n.domain or n.op == "SimplifiedLayerNormalization"):
             shapes = CONTRIB_SHAPES[n.op](n, [sh.get(i, ()) for i in n.inputs])
-            like = n.inputs[1 if n.op == "QLinearConcat" else 0]
+            like = n.inputs[{"QLinearConcat": 1, "EmbedLayerNormalization": 2}.get(n.op, 0)]
             for o, s in zip(n.outputs, shapes, strict=False):
                 if o:
                     self.set(o, self.t.types.get(like, 1), s)
@@ -491,6 +499,7 @@ CONTRIB_SHAPES: dict[str, Callable[[Node, list[Shape]], list[Shape]]] = {
     "EmbedLayerNormalization": _embed,
     "BiasSplitGelu": _split_half,
     "QGemm": _qgemm,
+    "SimplifiedLayerNormalization": _skip,
     "SkipLayerNormalization": _skip,
     "SkipSimplifiedLayerNormalization": _skip,
 }

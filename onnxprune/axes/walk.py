@@ -13,8 +13,8 @@ from onnxprune.axes.movers import MOVERS, find_shuffle
 from onnxprune.axes.rules import ELEMENTWISE, SPECS, SUMS, UNMASKED_OPERANDS
 from onnxprune.axes.special import SPECIAL
 from onnxprune.axes.spec import Axis, Spec, SpecError, bind, expand, parse
-from onnxprune.axes.trace import Trace, live_branches
-from onnxprune.axes.zero import is_zero, zero_born
+from onnxprune.axes.trace import Trace, can_run, live_branches
+from onnxprune.axes.zero import zero_axes, zero_born
 from onnxprune.graph.model import Graph, Model, Node, walk
 
 
@@ -23,6 +23,9 @@ class Refused(Exception):
 
 
 Live = Callable[[Axis], tuple[str, ...]]
+
+_ALIKE = frozenset(("Split", "LSTM", "GRU", "RNN"))
+"""Operators all of whose outputs are 0 where the first is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,7 @@ class Walk:
         for node in g.nodes:
             try:
                 self.node(node)
+                self.note_zero(node)
             except (Refused, SpecError) as e:
                 self.refused(node, str(e))
             except (IndexError, KeyError, ValueError) as e:
@@ -121,8 +125,6 @@ class Walk:
                 self.refused(node, f"the node could not be understood ({e!r:.80})")
             if node.inputs and not node.bodies:
                 self.note_constant(node)
-            if zero_born(node, self.facts):
-                self.facts.zero_born.update(o for o in node.outputs if o)
 
     def refused(self, node: Node, why: str) -> None:
         name = f"{node.domain}.{node.op}" if node.domain else node.op
@@ -221,10 +223,22 @@ class Walk:
         users = [u for o in n.outputs for u, _ in self.model.uses.get(o, ())]
         meets = all(any(i not in self.facts.constant and i not in n.outputs and
                         i not in self.model.constants for i in u.inputs if i) for u in users)
-        return not (n.op in SUMS and users and meets)
+        return not (n.op in SUMS and users and meets) and can_run(n)
 
-    def is_zero_born(self, value: str) -> bool:
-        return is_zero(value, self.facts)
+    def is_zero(self, value: str, axis: int) -> bool:
+        """Is what is removed from this axis exactly 0?"""
+        return zero_axes(value, self.facts)[axis]
+
+    def note_zero(self, node: Node) -> None:
+        """Follow where removed entries are exactly 0."""
+        zero = zero_born(node, self.facts)
+        # the answer is for the first output; those of other kinds (masks, caches) have none
+        alike = node.outputs if node.op in _ALIKE else node.outputs[:1]
+        for o in alike if any(zero) else ():
+            if o in self.facts.axes:
+                rank = len(self.facts.axes[o])
+                # Y of a recurrent net has a time axis that Y_h does not have
+                self.facts.zero[o] = zero if len(zero) == rank else zero[len(zero) - rank :]
 
     def elementwise(self, inputs: Sequence[str], outputs: Sequence[str]) -> None:
         """Unify what numpy broadcasting lines up; activations name the output's labels."""

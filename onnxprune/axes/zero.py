@@ -1,117 +1,312 @@
-"""Zero-born values: where removed channels are exactly zero once their weights' slices are.
+"""Zero-born axes: where what is removed is exactly 0 once the weights' removed slices are.
 
-That is what makes a sum (or, after a factor, a mean) over channels exact, and a contraction with
-another activation safe without a mask.
+`facts.zero[value][k]` says: remove an index of axis k, and everything that lay there is 0 in the
+masked original. That makes a sum (or, after a factor, a mean) over the axis exact, a range that
+includes 0 (DynamicQuantizeLinear) unmoved, and a contraction safe without a mask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from onnxprune.axes.facts import Facts
-from onnxprune.axes.rules import ZERO_KEEPING, ZERO_MAKING
+from onnxprune.axes.rules import ZERO_KEEPING
 from onnxprune.graph.model import Node
 
-_KEEPING_ACTIVATIONS = frozenset(("", "Relu", "LeakyRelu", "Tanh"))
+Axes = tuple[bool, ...]
 
 
-def is_zero(value: str, f: Facts) -> bool:
-    """Are the removed entries of a value exactly 0 (those of a stored weight: once masked)?"""
-    return (
-        not value
-        or value in f.zero_born
-        or value in f.derived
-        or (value in f.model.constants and value not in f.unmasked)
-    )
+def zero_axes(value: str, f: Facts) -> Axes:
+    """Per axis: are its removed entries exactly 0 (those of a stored weight: once masked)?"""
+    found = f.zero.get(value)
+    if found is not None:
+        return found
+    rank = len(f.axes.get(value) or f.trace.shapes.get(value, ()))
+    stored = value in f.derived or (value in f.model.constants and value not in f.unmasked)
+    return (stored,) * rank
 
 
-def zero_born(n: Node, f: Facts) -> bool:
-    """Are the removed entries of this node's outputs exactly 0?"""
-
-    def zero(value: str) -> bool:
-        return is_zero(value, f)
-
-    op = n.op
-    if not n.inputs or not n.outputs or n.outputs[0] not in f.axes:
-        return False
-    if op in ZERO_MAKING:
-        return all(zero(n.inputs[k]) for k in ZERO_MAKING[op] if k < len(n.inputs))
-    if op in ("Gemm", "FusedGemm") and f.axes[n.outputs[0]][0].any() and not zero(n.inputs[0]):
-        return False
-    if op == "Gemm":
-        return all(zero(i) for i in n.inputs[1:])
-    if op in ("FusedConv", "FusedGemm"):
-        return zero(n.inputs[1]) and zero(n.inputs[2] if len(n.inputs) > 2 else "") and str(n.attrs.get("activation", "")) in _KEEPING_ACTIVATIONS and all(
-            zero(i) for i in n.inputs[3:]
-        )
-    if op in ("MatMul", "FusedMatMul"):
-        return _matmul(n, f, zero)
-    if op == "Einsum":
-        return all(zero(i) for i in n.inputs)
-    if op == "Concat":
-        return all(zero(i) for i in n.inputs)
-    if op in ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"):
-        return zero(n.inputs[0])
-    if op == "Clip":
-        low, high = _bounds(n, f)
-        return zero(n.inputs[0]) and low <= 0 <= high
-    if op == "Pad":  # the filling, too, lies in removed channels
-        fill = f.known(n.inputs[2]) if len(n.inputs) > 2 and n.inputs[2] else None
-        value = float(fill.ravel()[0]) if fill is not None else n.attrs.get("value", 0.0)
-        return zero(n.inputs[0]) and value == 0 and (fill is not None or not n.inputs[2:3] or not n.inputs[2])
-    if op == "ConstantOfShape":
-        return True  # a mask multiplies it: see cut/mask.py
-    if op == "Expand":
-        return zero(n.inputs[0]) and _carries(n.inputs[0], n, f)
-    if op == "Mul":
-        return any(_carries(i, n, f) and zero(i) for i in n.inputs)
-    if op == "Div":
-        return zero(n.inputs[0]) and _carries(n.inputs[0], n, f)
-    if op == "Pow":
-        exponent = f.known(n.inputs[1])
-        return zero(n.inputs[0]) and exponent is not None and bool((exponent > 0).all())
-    if op in ("Add", "Sub", "Sum", "Max", "Min"):
-        return all(zero(i) and _carries(i, n, f) for i in n.inputs)
-    if op == "Where":
-        return all(zero(i) and _carries(i, n, f) for i in n.inputs[1:])
-    return op in ZERO_KEEPING and zero(n.inputs[0])
+def _vector(value: str, f: Facts) -> bool:
+    """A left-out operand, or a stored vector or matrix whose slices are masked."""
+    return not value or all(zero_axes(value, f))
 
 
-def _carries(value: str, n: Node, f: Facts) -> bool:
-    """Does an operand have every axis of the output that may shrink (no broadcast over it)?
+class _Lines:
+    """The operands of an element-wise node, lined up with its output as numpy broadcasts."""
 
-    An operand without the axis would put its own value into removed channels.
-    """
-    out = f.axes[n.outputs[0]]
-    axes = f.axes.get(value)
-    if axes is None:
-        return False
-    offset = len(out) - len(axes)
-    return not any(
-        v.any() and (k < offset or len(axes[k - offset]) != len(v)) for k, v in enumerate(out)
-    )
+    def __init__(self, n: Node, f: Facts) -> None:
+        self.out = [len(v) for v in f.axes[n.outputs[0]]]
+        self.f = f
+
+    def at(self, value: str, k: int) -> bool:
+        """Does an operand carry output axis k, and is it 0 there?
+
+        An operand without the axis puts its own value into removed channels.
+        """
+        axes = self.f.axes.get(value)
+        if axes is None:
+            return False
+        j = k - (len(self.out) - len(axes))
+        return j >= 0 and len(axes[j]) == self.out[k] and zero_axes(value, self.f)[j]
 
 
-def _matmul(n: Node, f: Facts, zero: Callable[[str], bool]) -> bool:
-    """A row is 0 where a's is, a column where b's is; batch axes where either is."""
-    out = f.axes[n.outputs[0]]
+def _elementwise(n: Node, f: Facts, values: tuple[str, ...], how: Callable[..., bool]) -> Axes:
+    lines = _Lines(n, f)
+    return tuple(how(lines.at(v, k) for v in values) for k in range(len(lines.out)))
+
+
+def _channel(n: Node, f: Facts, axis: int, made: bool) -> Axes:
+    return tuple(made and k == axis for k in range(len(f.axes[n.outputs[0]])))
+
+
+def _filters(n: Node, f: Facts) -> Axes:
+    """Convolutions and norms with weights: a filter of zeros and a bias of zero give zero."""
+    weights = {"QLinearConv": (3, 8), "ConvInteger": (1,), "DeformConv": (1, 3)}.get(n.op, (1, 2))
+    made = all(_vector(n.inputs[k], f) for k in weights if k < len(n.inputs))
+    if n.op in ("FusedConv", "FusedGemm"):
+        made = made and str(n.attrs.get("activation", "")) in ("", "Relu", "LeakyRelu", "Tanh")
+        made = made and all(zero_axes(i, f)[1] for i in n.inputs[3:] if i)
+    return _channel(n, f, 1, made)
+
+
+def _gemm(n: Node, f: Facts) -> Axes:
     a, b = n.inputs[:2]
-    if len(out) < 2:
-        return zero(a) or zero(b)
-    live = [bool(v.any()) for v in out]
-    return (
-        (not live[-1] or zero(b))
-        and (not live[-2] or zero(a))
-        and (not any(live[:-2]) or zero(a) or zero(b))
+    bias = n.inputs[2] if len(n.inputs) > 2 else ""
+    row = zero_axes(a, f)[1 if n.attrs.get("transA") else 0] and not bias
+    column = zero_axes(b, f)[0 if n.attrs.get("transB") else 1]
+    bias_axes = f.axes.get(bias, []) if bias else []
+    if bias:
+        column = column and _vector(bias, f) and bool(bias_axes) and (
+            len(bias_axes[-1]) == len(f.axes[n.outputs[0]][1])
+        )
+    return row, column
+
+
+def _matmul(n: Node, f: Facts) -> Axes:
+    """A row is 0 where a's is, a column where b's is; batch axes where either is."""
+    a, b = (zero_axes(v, f) for v in n.inputs[:2])
+    if n.attrs.get("transA"):
+        a = (*a[:-2], a[-1], a[-2])
+    if n.attrs.get("transB"):
+        b = (*b[:-2], b[-1], b[-2])
+    rank = len(f.axes[n.outputs[0]])
+    tail = ([a[-2]] if len(a) > 1 else []) + ([b[-1]] if len(b) > 1 else [])
+    lines = _Lines(n, f)
+    batch = []
+    for k in range(rank - len(tail)):
+        j = k - rank + len(tail)  # from the right, before the matrix
+        batch.append(
+            any(
+                len(z) >= 2 - j and z[j - 2] and len(f.axes[v][j - 2]) == lines.out[k]
+                for v, z in zip(n.inputs[:2], (a, b), strict=True)
+            )
+        )
+    return (*batch, *tail)
+
+
+def _einsum(n: Node, f: Facts) -> Axes:
+    left, right = n.attrs["equation"].replace(" ", "").split("->")
+    if "." in left:
+        return (False,) * len(f.axes[n.outputs[0]])
+    terms = left.split(",")
+    return tuple(
+        any(
+            c in t and zero_axes(v, f)[t.index(c)] for v, t in zip(n.inputs, terms, strict=True)
+        )
+        for c in right
     )
 
 
-def _bounds(n: Node, f: Facts) -> tuple[float, float]:
-    bounds = [float(n.attrs.get("min", float("-inf"))), float(n.attrs.get("max", float("inf")))]
+def _recurrent(n: Node, f: Facts) -> Axes:
+    """A unit without weights stays at 0 if it starts there."""
+    states = (5, 6) if n.op == "LSTM" else (5,)
+    made = all(_vector(n.inputs[k], f) for k in (1, 2, 3, 7) if k < len(n.inputs)) and all(
+        zero_axes(n.inputs[k], f)[2] for k in states if k < len(n.inputs) and n.inputs[k]
+    )
+    return _channel(n, f, 3, made)
+
+
+def _reduce(n: Node, f: Facts) -> Axes:
+    x = f.axes[n.inputs[0]]
+    z = zero_axes(n.inputs[0], f)
+    out = f.axes[n.outputs[0]]
+    if len(out) == len(x):
+        return tuple(q and len(v) == len(o) for q, v, o in zip(z, x, out, strict=True))
+    kept: list[bool] = []
+    todo = list(range(len(x)))
+    for o in out:  # the surviving axes, in order
+        while todo and x[todo[0]] is not o and len(todo) > len(out) - len(kept):
+            todo.pop(0)
+        kept.append(z[todo.pop(0)] if todo else False)
+    return tuple(kept)
+
+
+def _pad(n: Node, f: Facts) -> Axes:
+    """The filling, too, lies in removed channels."""
+    value = float(n.attrs.get("value", 0.0))
+    if len(n.inputs) > 2 and n.inputs[2]:
+        fill = f.known(n.inputs[2])
+        value = 1.0 if fill is None else float(fill.ravel()[0])
+    return zero_axes(n.inputs[0], f) if value == 0 else ()
+
+
+def _clip(n: Node, f: Facts) -> Axes:
+    low, high = (
+        float(n.attrs.get("min", float("-inf"))), float(n.attrs.get("max", float("inf")))
+    )  # fmt: skip
+    bounds = [low, high]
     for k, i in enumerate(n.inputs[1:3]):
         if i:
             v = f.known(i)
             if v is None or not v.size:
-                return 1.0, 1.0
+                return ()
             bounds[k] = float(v.ravel()[0])
-    return bounds[0], bounds[1]
+    return zero_axes(n.inputs[0], f) if bounds[0] <= 0 <= bounds[1] else ()
+
+
+def _pow(n: Node, f: Facts) -> Axes:
+    exponent = f.known(n.inputs[1])
+    if exponent is None or not (exponent > 0).all():
+        return ()
+    return _elementwise(n, f, n.inputs[:1], all)
+
+
+def _gather(n: Node, f: Facts) -> Axes:
+    z = zero_axes(n.inputs[0], f)
+    axis = n.attrs.get("axis", 0) % max(len(z), 1)
+    mid = len(f.axes[n.outputs[0]]) - len(z) + 1
+    known = f.known(n.inputs[1]) is not None
+    return (*z[:axis], *([z[axis] and known and mid == 1] * mid), *z[axis + 1 :])
+
+
+def _concat(n: Node, f: Facts) -> Axes:
+    parts = n.inputs[2::3] if n.op == "QLinearConcat" else n.inputs
+    return tuple(all(z) for z in zip(*(zero_axes(i, f) for i in parts), strict=True))
+
+
+def _transpose(n: Node, f: Facts) -> Axes:
+    z = zero_axes(n.inputs[0], f)
+    return tuple(z[k] for k in n.attrs.get("perm", range(len(z))[::-1]))
+
+
+def _squeeze(n: Node, f: Facts) -> Axes:
+    """Squeeze and Unsqueeze: the axes of more than one element, in order."""
+    x = [z for z, v in zip(zero_axes(n.inputs[0], f), f.axes[n.inputs[0]], strict=True) if len(v) > 1]
+    rest = iter(x)
+    return tuple(len(v) > 1 and next(rest) for v in f.axes[n.outputs[0]])
+
+
+def blocks(a: Sequence[int], b: Sequence[int]) -> list[tuple[range, range]]:
+    """The smallest runs of axes of `a` and `b` with equal products."""
+    out = []
+    i = j = 0
+    while i < len(a) or j < len(b):
+        i0, j0, p, q = i, j, 1, 1
+        if i < len(a):
+            p, i = a[i], i + 1
+        if j < len(b):
+            q, j = b[j], j + 1
+        while p != q:
+            if p < q:
+                p, i = p * a[i], i + 1
+            else:
+                q, j = q * b[j], j + 1
+        # ones on one side only belong to this block
+        while i < len(a) and a[i] == 1 and not (j < len(b) and b[j] == 1):
+            i += 1
+        while j < len(b) and b[j] == 1 and not (i < len(a) and a[i] == 1):
+            j += 1
+        out.append((range(i0, i), range(j0, j)))
+    return out
+
+
+def _reshape(n: Node, f: Facts) -> Axes:
+    """An output axis is 0 where all axes that were folded into its block are."""
+    x, z = f.axes[n.inputs[0]], zero_axes(n.inputs[0], f)
+    a, b = f.trace.shapes[n.inputs[0]], f.trace.shapes[n.outputs[0]]
+    out = [False] * len(b)
+    for ia, ib in blocks(a, b) if 0 not in (*a, *b) else ():
+        made = all(z[k] for k in ia if x[k].any()) and any(x[k].any() for k in ia)
+        for k in ib:
+            out[k] = made
+    return tuple(out)
+
+
+def _attention(n: Node, f: Facts) -> Axes:
+    """What attention returns is a weighted sum of the values."""
+    v = zero_axes(n.inputs[2], f)
+    if len(v) == 4:
+        return False, v[1], False, v[3]
+    return (False, False, v[2]) if len(v) == 3 else ()
+
+
+def _attention_packed(n: Node, f: Facts) -> Axes:
+    return _channel(n, f, 2, all(_vector(i, f) for i in n.inputs[1:3]))
+
+
+def _same(n: Node, f: Facts) -> Axes:
+    return zero_axes(n.inputs[0], f)
+
+
+def _space(n: Node, f: Facts) -> Axes:
+    z = zero_axes(n.inputs[0], f)
+    return tuple(q and k < 2 for k, q in enumerate(z))
+
+
+_RULES: dict[str, Callable[[Node, Facts], Axes]] = {
+    **dict.fromkeys(
+        "Conv ConvInteger QLinearConv ConvTranspose DeformConv FusedConv BatchNormalization "
+        "InstanceNormalization".split(),
+        _filters,
+    ),
+    **dict.fromkeys(("Gemm",), _gemm),
+    **dict.fromkeys("MatMul FusedMatMul TransposeMatMul MatMulInteger".split(), _matmul),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), _recurrent),
+    **dict.fromkeys(("Add", "Sub", "Sum", "Max", "Min"), lambda n, f: _elementwise(n, f, n.inputs, all)),
+    **dict.fromkeys(("Squeeze", "Unsqueeze"), _squeeze),
+    **dict.fromkeys(("Reshape", "Flatten"), _reshape),
+    **dict.fromkeys(("Concat", "QLinearConcat"), _concat),
+    **dict.fromkeys(("Attention", "MultiHeadAttention", "GroupQueryAttention"), _attention),
+    **dict.fromkeys(
+        "MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool DepthToSpace "
+        "SpaceToDepth Resize Upsample".split(),
+        _space,
+    ),
+    **dict.fromkeys(
+        "Split Slice Tile QuantizeLinear DequantizeLinear DynamicQuantizeLinear".split(), _same
+    ),
+    **dict.fromkeys(
+        [f"Reduce{k}" for k in "Sum Mean L1 L2 SumSquare Max Min".split()], _reduce
+    ),
+    "Mul": lambda n, f: _elementwise(n, f, n.inputs, any),
+    "Div": lambda n, f: _elementwise(n, f, n.inputs[:1], all),
+    "Where": lambda n, f: _elementwise(n, f, n.inputs[1:], all),
+    "Expand": lambda n, f: _elementwise(n, f, n.inputs[:1], all),
+    "BiasGelu": lambda n, f: _elementwise(n, f, n.inputs, all),
+    "FastGelu": lambda n, f: _elementwise(n, f, n.inputs, all),
+    "BiasAdd": lambda n, f: _elementwise(n, f, n.inputs, all),
+    "PRelu": lambda n, f: _elementwise(n, f, n.inputs[:1], all),
+    "Einsum": _einsum,
+    "Pow": _pow,
+    "Clip": _clip,
+    "Pad": _pad,
+    "Gather": _gather,
+    "Transpose": _transpose,
+    # a mask multiplies what ConstantOfShape makes: see cut/mask.py
+    "ConstantOfShape": lambda n, f: (True,) * len(f.axes[n.outputs[0]]),
+}
+
+
+def zero_born(n: Node, f: Facts) -> Axes:
+    """Per axis of a node's first output: are removed entries exactly 0? () where nothing is known.
+
+    Other outputs of the same shape (Split, Dropout) share the answer.
+    """
+    if not n.inputs or not n.outputs or n.outputs[0] not in f.axes:
+        return ()
+    if n.op == "Attention" and n.domain:
+        return _attention_packed(n, f)
+    rule = _RULES.get(n.op)
+    if rule is not None:
+        return rule(n, f)
+    return _elementwise(n, f, n.inputs[:1], all) if n.op in ZERO_KEEPING else ()

@@ -10,8 +10,8 @@ from onnx import GraphProto, ValueInfoProto
 
 from onnxprune.cut.edits import Edits
 from onnxprune.cut.fixes import FIXES, counts, mean, shuffle
-from onnxprune.cut.view import Mask, View
-from onnxprune.cut.weights import Stored, dead_code, rewrite
+from onnxprune.axes.view import Mask, View
+from onnxprune.cut.weights import Stored, rewrite
 from onnxprune.graph.model import Path
 
 
@@ -55,7 +55,6 @@ def cut(view: View) -> Cut:
     for node, axes in view.facts.means:
         mean(node, axes, view, edits)
     weights = rewrite(view, edits, slice_out)
-    dead_code(view, edits)
     stale_shapes(view, edits)
     return Cut(edits.finish(), tuple(weights), tuple(edits.notes))
 

@@ -30,6 +30,7 @@ class Edits:
         self._before: dict[Site, list[NodeProto]] = {}
         self._after: dict[Site, list[NodeProto]] = {}
         self._gone: set[Site] = set()
+        self._dropped: set[tuple[Path, str]] = set()
         self._inputs: dict[Path, dict[str, ValueInfoProto]] = {}
         self._taken = set(self.model.names) | {
             self.model.in_file(v) for v in (*facts.trace.shapes, *self.model.constants)
@@ -165,6 +166,13 @@ class Edits:
         self.node(n)
         self._gone.add(n.site)
 
+    def drop(self, c: Constant) -> None:
+        """Take a stored tensor out of the file."""
+        if c.is_node:
+            self._gone.add(c.site)
+        else:
+            self._dropped.add((c.site.path, c.name))
+
     def patch(self, n: Node, k: int, mask: np.ndarray, values: np.ndarray) -> None:
         """Make entries of an integer operand (a Reshape target, Slice bounds) what they must be.
 
@@ -192,8 +200,8 @@ class Edits:
     def finish(self) -> onnx.ModelProto:
         """Carry out insertions and removals, innermost graphs and last nodes first."""
         sites = {*self._before, *self._after, *self._gone}
-        for site in sites:
-            self.graph(site.path)
+        for path in {*(s.path for s in sites), *(p for p, _ in self._dropped)}:
+            self.graph(path)  # found now: indices are about to move
         order = sorted(sites, key=lambda s: (-len(s.path), s.path, -s.index))
         for site in order:
             nodes = self._graphs[site.path].node
@@ -203,4 +211,10 @@ class Edits:
                 del nodes[site.index]
             for new in reversed(self._before.get(site, [])):
                 nodes.insert(site.index, new)
+        for path in {path for path, _ in self._dropped}:
+            graph = self._graphs[path]
+            for stored in (graph.initializer, graph.input):
+                for k in reversed(range(len(stored))):
+                    if (path, stored[k].name) in self._dropped:
+                        del stored[k]
         return self.proto

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 
 from onnxprune.axes.facts import Move, Shuffle
 from onnxprune.cut.edits import Edits
-from onnxprune.cut.view import View
+from onnxprune.axes.view import View
 from onnxprune.graph.model import Node
 
 Fix = Callable[[Node, View, Edits], None]

@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 
 from onnxprune.axes.facts import Facts, Sink
-from onnxprune.axes.zero import is_zero
+from onnxprune.axes.zero import zero_axes
 from onnxprune.cut.edits import Edits
-from onnxprune.cut.view import Mask, View
+from onnxprune.axes.view import Mask, View
 from onnxprune.cut.weights import rewrite
 from onnxprune.graph.model import WEIGHT_TYPES, Node
 
@@ -109,7 +109,7 @@ def _mask_sink(sink: Sink, view: View, edits: Edits, done: set[tuple[Node, int]]
     partners = [
         s for s in facts.sinks_of(node) if s.labels is sink.labels or _equal(s, sink, view)
     ]
-    if len(partners) < 2 or any(is_zero(s.node.inputs[s.operand], facts) for s in partners):
+    if len(partners) < 2 or any(zero_axes(s.node.inputs[s.operand], facts)[s.axis] for s in partners):
         return
     first = partners[0]
     key = (node, first.operand * 16 + first.axis)

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto, numpy_helper
 
-from onnxprune.axes.facts import Facts
-from onnxprune.axes.trace import run_operator
+from onnxprune.axes.content import constant_value
+from onnxprune.axes.view import Mask, View
 from onnxprune.cut.edits import Edits
-from onnxprune.cut.view import Mask, View
 from onnxprune.graph.model import Constant, Node, Site
 
 Transform = Callable[[np.ndarray, list[Mask], str], np.ndarray]
@@ -70,61 +69,58 @@ def rewrite(view: View, edits: Edits, transform: Transform) -> list[Stored]:
                         edits.set_input(node, k, name)
                 edits.notes.append(f"{c.name} is cut in several ways: {name} is one of them")
             out += [Stored(name, c.name, d.value, tuple(masks)) for d in cs]
-    out += [_derive(v, view, edits, transform) for v in sorted(facts.derived) if view.shrinks(v)]
+    out += _derive(view, edits, transform)
     return out
 
 
-def _derive(value: str, view: View, edits: Edits, transform: Transform) -> Stored:
-    """A weight computed from weights: its value is stored in the place of the computation."""
-    facts = view.facts
-    content = constant_value(value, facts)
-    masks = view.masks(value)
-    producer = facts.model.producer[value]
-    name = facts.model.in_file(value)
-    proto = edits.node(producer)
-    k = producer.outputs.index(value)
-    if len([o for o in producer.outputs if o]) == 1:
-        edits.remove(producer)
-    else:
-        proto.output[k] = edits.unique(name)
-    edits.initializer(numpy_helper.from_array(transform(content, masks, value), name))
-    edits.notes.append(f"{name} was computed from constants ({producer.op}): stored as a weight")
-    return Stored(name, name, value, tuple(masks))
-
-
-def constant_value(value: str, facts: Facts) -> np.ndarray:
-    """The content of a value that is computed from constants alone."""
-    model = facts.model
-    done: dict[str, np.ndarray] = {}
-
-    def get(name: str) -> np.ndarray:
-        if name in done:
-            return done[name]
-        if name in model.constants:
-            return model.array(model.constants[name])
-        if name in facts.trace.values:
-            return facts.trace.values[name]
-        node = model.producer[name]
-        results = run_operator(node, [get(i) if i else None for i in node.inputs])
-        done.update(zip(node.outputs, results, strict=False))
-        return done[name]
-
-    return get(value)
-
-
-def dead_code(view: View, edits: Edits) -> None:
-    """Remove constant computations that nothing reads any more since their result is stored."""
-    model, facts = view.facts.model, view.facts
-    gone: set[Node] = {model.producer[v] for v in facts.derived if view.shrinks(v)}
-    todo = list(gone)
+def _derive(view: View, edits: Edits, transform: Transform) -> list[Stored]:
+    """Weights computed from weights: their values are stored in the place of the computation."""
+    facts, model = view.facts, view.facts.model
     outputs = set(model.graph.outputs)
+
+    def read(value: str) -> bool:
+        return bool(value) and (value in model.uses or value in outputs)
+
+    out: list[Stored] = []
+    gone: set[Node] = set()
+    wanted = [v for v in facts.derived if read(v) and view.shrinks(v)]
+    for value in sorted(wanted):
+        producer = model.producer[value]
+        masks, name = view.masks(value), model.in_file(value)
+        new = transform(constant_value(value, facts), masks, value)
+        edits.initializer(numpy_helper.from_array(new, name))
+        edits.notes.append(f"{name} was computed from constants ({producer.op}): stored instead")
+        out.append(Stored(name, name, value, tuple(masks)))
+        if all(o in wanted for o in producer.outputs if read(o)):
+            gone.add(producer)
+        else:
+            k = producer.outputs.index(value)
+            edits.node(producer).output[k] = edits.unique(name)
+    _remove_unread(gone, view, edits)
+    return out
+
+
+def _remove_unread(gone: set[Node], view: View, edits: Edits) -> None:
+    """Remove nodes, and the constant computations and weights that only they have read."""
+    model, facts = view.facts.model, view.facts
+    outputs = set(model.graph.outputs)
+    todo = sorted(gone, key=lambda n: n.site.index)
+    for node in todo:
+        edits.remove(node)
     while todo:
         for i in todo.pop().inputs:
             node = model.producer.get(i)
             if node is None or node in gone or not all(o in facts.constant for o in node.outputs):
                 continue
-            read = [u for o in node.outputs for u, _ in model.uses.get(o, ())]
-            if all(u in gone for u in read) and not outputs & set(node.outputs):
+            readers = [u for o in node.outputs for u, _ in model.uses.get(o, ())]
+            if all(u in gone for u in readers) and not outputs & set(node.outputs):
                 gone.add(node)
                 todo.append(node)
                 edits.remove(node)
+    stored: dict[tuple[Site, bool], list[Constant]] = {}
+    for c in model.constants.values():
+        stored.setdefault((c.site, c.is_node), []).append(c)
+    for same in stored.values():
+        readers = [u for c in same for u, _ in model.uses.get(c.value, ())]
+        if readers and all(u in gone for u in readers) and not any(c.value in outputs for c in same):
+            edits.drop(same[0])

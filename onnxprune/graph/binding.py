@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from onnx import GraphProto, ValueInfoProto
+from onnx import GraphProto, TensorProto, ValueInfoProto, numpy_helper
 
 Shape = tuple[int, ...]
 
@@ -81,12 +82,26 @@ def is_dynamic(graph: GraphProto) -> bool:
     )
 
 
+def baked_sizes(graph: GraphProto, limit: int = 12) -> list[int]:
+    """Small integers that the graph's constants mention most: sizes that an export may have fixed."""
+    seen: Counter[int] = Counter()
+    small = [t for t in graph.initializer if t.data_type == TensorProto.INT64]
+    small += [a.t for n in graph.node if n.op_type == "Constant" for a in n.attribute if a.t.data_type]
+    for t in small:
+        if t.data_type == TensorProto.INT64 and len(t.dims) <= 1 and sum(t.dims) <= 8:
+            if t.data_location != TensorProto.EXTERNAL:
+                seen.update(v for v in numpy_helper.to_array(t).ravel().tolist() if 4 < v <= 4096)
+    return [v for v, _ in seen.most_common(limit)]
+
+
 def candidates(
     graph: GraphProto, fixed: Mapping[str, int], shapes: Mapping[str, Shape]
 ) -> Iterator[tuple[Binding, Binding]]:
     """Pairs of bindings to try, likeliest first; the two of a pair differ in every dynamic axis.
 
-    A net may refuse a batch of 2 (a baked Concat) or sizes that don't divide well, hence the ladder.
+    A net may refuse a batch of 2 (a baked Concat) or sizes that don't divide well, hence the
+    ladder; last come sizes that the graph's own constants mention, for axes that are dynamic in
+    name only.
     """
     if not is_dynamic(graph):
         yield Binding(fixed=fixed, shapes=shapes), Binding(unknown=7, fixed=fixed, shapes=shapes)
@@ -94,3 +109,6 @@ def candidates(
     for b1, b2 in BATCHES:
         for s1, s2 in SIZES:
             yield Binding(b1, s1, 5, fixed, shapes), Binding(b2, s2, 7, fixed, shapes)
+    for size in baked_sizes(graph):
+        for b1, b2 in BATCHES:
+            yield Binding(b1, size, 5, fixed, shapes), Binding(b2, size, 7, fixed, shapes)

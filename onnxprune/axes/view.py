@@ -20,7 +20,8 @@ class View:
     def __init__(self, solution: Solution, keep: Mask) -> None:
         self.solution = solution
         self.keep = keep
-        self._kept: dict[int, Mask] = {}
+        self._kept: dict[int, tuple[Vector, Mask]] = {}
+        """By identity; the labels are held, or another vector could take their place."""
 
     @classmethod
     def of(
@@ -43,8 +44,8 @@ class View:
         """True where an index is kept."""
         found = self._kept.get(id(labels))
         if found is None:
-            found = self._kept[id(labels)] = self.keep[self.solution.root[labels]]
-        return found
+            found = self._kept[id(labels)] = (labels, self.keep[self.solution.root[labels]])
+        return found[1]
 
     def kept(self, value: str, axis: int) -> Mask:
         return self.mask(self.facts.axes[value][axis])

@@ -1,0 +1,159 @@
+"""The proof node by node: every node of the slim model, fed with what the masked original computes.
+
+Rounding that deep or ill-conditioned networks blow up says nothing about a cut. Here nothing can
+add up: each node gets the kept part of the masked original's own tensors, and must give the kept
+part of its output. If all do, the models agree by induction; if one does not, that is where the
+cut is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import GraphProto, TensorProto, ValueInfoProto, helper
+
+from onnxprune.axes.view import View
+from onnxprune.check.probes import FLOATS, kept_part, main_values, produced
+from onnxprune.check.verdict import Difference, difference
+from onnxprune.errors import PruneError
+from onnxprune.graph.model import captured
+from onnxprune.runtime.feeds import Feeds
+from onnxprune.runtime.session import open_session
+
+SHARE = 0.2
+"""Of the tolerance: one node rounds far less than a network does."""
+
+_BUDGET = 1 << 28
+"""Bytes of activations that are held at once."""
+_FORCED = FLOATS | {TensorProto.INT8, TensorProto.UINT8}
+"""Types of tensors that are fed; sizes and indices follow from them exactly."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The node that is worst, the first that is wrong ("" if none), and how many there were."""
+
+    worst: Difference
+    first_bad: str
+    count: int
+
+
+def by_node(
+    view: View,
+    masked: onnx.ModelProto,
+    slim: onnx.ModelProto,
+    feeds: Feeds,
+    *,
+    provider: str = "cpu",
+    folder: Path | None = None,
+    slim_folder: Path | None = None,
+) -> Steps:
+    """Hold every node of `slim` against `masked` on its own, on these inputs.
+
+    Raises Unreadable if the masked original can't run.
+    """
+    model, types = view.facts.model, view.facts.trace.types
+    both = produced(masked) & produced(slim)
+    values = {name: v for name, v in main_values(model).items() if name in both}
+    forced = {name for name, v in values.items() if types.get(v) in _FORCED}
+    outputs = {o.name for o in slim.graph.output}
+    targets = [name for name in values if name in forced or name in outputs]
+    worst, count = Difference("", 0.0, 1.0), 0
+    with open_session(masked, provider=provider, extra_outputs=sorted(both), folder=folder) as run:
+        for chunk in _chunks(view, values, targets):
+            part, needed = _segment(slim, chunk, forced)
+            fetch = [name for name in dict.fromkeys((*chunk, *needed)) if name in values]
+            full = run.run(feeds, fetch)
+            have = {n: kept_part(view, values[n], a) for n, a in full.items()} | feeds
+            for name in needed:
+                _declare(part.graph, name, have[name])
+            try:
+                with open_session(part, provider=provider, folder=slim_folder) as step:
+                    got = step.run({name: have[name] for name in needed})
+            except PruneError as error:
+                return Steps(worst, error.why or error.what, count)
+            for name in chunk:
+                if name not in have or _renamed(name) not in got:
+                    continue
+                count += 1
+                d = difference(name, have[name], got[_renamed(name)], SHARE)
+                worst = max(worst, d, key=lambda x: x.badness)
+                if d.bad:
+                    node = model.producer[values[name]]
+                    return Steps(d, f"{node.label} ({node.op}) gives {d}", count)
+    return Steps(worst, "", count)
+
+
+def _chunks(
+    view: View, values: Mapping[str, str], targets: Sequence[str]
+) -> Iterator[list[str]]:
+    """Targets in order, cut where their tensors would need too much memory."""
+    chunk: list[str] = []
+    total = 0
+    for name in targets:
+        size = 4 * int(np.prod(view.facts.trace.shapes.get(values[name], ())))
+        if chunk and total + size > _BUDGET:
+            yield chunk
+            chunk, total = [], 0
+        chunk.append(name)
+        total += size
+    if chunk:
+        yield chunk
+
+
+def _renamed(name: str) -> str:
+    return f"{name}#step"
+
+
+def _segment(
+    slim: onnx.ModelProto, targets: Sequence[str], forced: set[str]
+) -> tuple[onnx.ModelProto, list[str]]:
+    """The nodes that give `targets`, reading every forced tensor from outside; and what to feed.
+
+    What a node gives under a forced name is renamed, so that its readers get the fed tensor.
+    """
+    graph = slim.graph
+    producer = {o: k for k, n in enumerate(graph.node) for o in n.output if o}
+    stored = {t.name: t for t in graph.initializer}
+    sparse = {t.values.name: t for t in graph.sparse_initializer}
+    inputs = {i.name for i in graph.input} - set(stored)
+    nodes: set[int] = set()
+    names: set[str] = set()
+    todo = [producer[t] for t in targets]
+    while todo:
+        k = todo.pop()
+        if k in nodes:
+            continue
+        nodes.add(k)
+        for i in {*graph.node[k].input, *captured(graph.node[k])} - names:
+            names.add(i)
+            if i not in forced and i in producer:
+                todo.append(producer[i])
+    part = onnx.ModelProto(ir_version=max(slim.ir_version, 4))
+    part.opset_import.extend(slim.opset_import)
+    part.functions.extend(slim.functions)
+    part.graph.name = "step"
+    part.graph.initializer.extend(stored[i] for i in sorted(names & set(stored)))
+    part.graph.sparse_initializer.extend(sparse[i] for i in sorted(names & set(sparse)))
+    given: list[str] = []
+    for k in sorted(nodes):
+        node = part.graph.node.add()
+        node.CopyFrom(graph.node[k])
+        for j, o in enumerate(node.output):
+            if o in forced or o in targets:
+                node.output[j] = _renamed(o)
+                given.append(o)
+    part.graph.output.extend(ValueInfoProto(name=_renamed(o)) for o in targets if o in given)
+    # A target that is not forced may be read further down in the same segment.
+    alias = [o for o in given if o not in forced and o in names]
+    part.graph.node.extend(helper.make_node("Identity", [_renamed(o)], [o]) for o in alias)
+    return part, sorted(names & (forced | inputs))
+
+
+def _declare(graph: GraphProto, name: str, array: np.ndarray) -> None:
+    info = graph.input.add(name=name)
+    info.type.tensor_type.elem_type = helper.np_dtype_to_tensor_dtype(array.dtype)

@@ -1,0 +1,176 @@
+"""What a channel is worth: one short function a criterion, in one registry.
+
+A criterion sees a weight as (channels, rest) and gives a number per channel, or sees a whole group
+(where other things than single weights decide: batch norm, chance, later statistics of data).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.axes.content import constant_value
+from onnxprune.axes.facts import Facts
+from onnxprune.axes.solve import Group, Member
+from onnxprune.choose.rows import Rows, holds_weights, rows
+from onnxprune.graph.model import Node
+
+Values = NDArray[np.float64]
+"""(channels,) the lower, the sooner it goes; 1 is a group's average."""
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What a criterion may ask for beside the group itself."""
+
+    facts: Facts
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A criterion has nothing to say about a group, and why."""
+
+    why: str
+
+
+GroupCriterion = Callable[[Group, Context], Values | Missing]
+MemberCriterion = Callable[[Rows], NDArray[np.floating]]
+
+CRITERIA: dict[str, GroupCriterion] = {}
+"""Every criterion by the name that the command line knows."""
+
+
+def group_criterion(name: str) -> Callable[[GroupCriterion], GroupCriterion]:
+    """Register a criterion that sees a whole group."""
+
+    def register(function: GroupCriterion) -> GroupCriterion:
+        CRITERIA[name] = function
+        return function
+
+    return register
+
+
+def criterion(name: str) -> Callable[[MemberCriterion], MemberCriterion]:
+    """Register a criterion that sees one weight; a group's score is the mean over its members."""
+
+    def register(function: MemberCriterion) -> MemberCriterion:
+        CRITERIA[name] = lambda group, context: over_members(function, group, context.facts)
+        return function
+
+    return register
+
+
+def over_members(function: MemberCriterion, group: Group, facts: Facts) -> Values:
+    """Mean over the members that create or contract the channels, each divided by its own mean.
+
+    So one big member does not drown the rest, and 1 is the average. Biases and norms count only
+    where there is nothing else. Members that are zero throughout tell nothing.
+    """
+    total, count = np.zeros(group.size), 0
+    for member in scored_members(group, facts):
+        value = np.asarray(function(rows(member, group.size, facts)), np.float64)
+        mean = value.mean()
+        if np.isfinite(mean) and mean > 0:
+            total += value / mean
+            count += 1
+    return total / count if count else np.ones(group.size)
+
+
+def scored_members(group: Group, facts: Facts) -> list[Member]:
+    """The members that a norm is taken of: those that create or contract, else all that follow."""
+    found = [m for m in group.members if holds_weights(m.value, facts)]
+    return [m for m in found if m.role != "follows"] or found
+
+
+@criterion("l1")
+def l1(w: Rows) -> NDArray[np.floating]:
+    """Sum of absolute values (Li et al. 2017, arXiv 1608.08710)."""
+    return np.asarray(np.abs(w).sum(axis=1))
+
+
+@criterion("l2")
+def l2(w: Rows) -> NDArray[np.floating]:
+    """Euclidean norm (He et al. 2018, arXiv 1808.06866)."""
+    return np.asarray(np.sqrt(np.einsum("cr,cr->c", w, w)))
+
+
+@criterion("linf")
+def linf(w: Rows) -> NDArray[np.floating]:
+    """Largest absolute value."""
+    return np.asarray(np.abs(w).max(axis=1, initial=0))
+
+
+@criterion("geometric-median")
+def geometric_median(w: Rows) -> NDArray[np.floating]:
+    """Sum of distances to the other channels: what the others can stand for goes first.
+
+    FPGM (He et al. 2019, arXiv 1811.00250), in the form its authors compute.
+    """
+    centred = w.astype(np.float64) - w.mean(axis=0, dtype=np.float64)
+    gram = centred @ centred.T
+    square = gram.diagonal()
+    distance = square[:, None] + square[None, :] - 2 * gram
+    np.fill_diagonal(distance, 0)
+    return np.asarray(np.sqrt(np.maximum(distance, 0)).sum(axis=1))
+
+
+@group_criterion("random")
+def random(group: Group, context: Context) -> Values:
+    """Chance: the baseline that every other criterion must beat."""
+    return np.random.default_rng([context.seed, group.id]).uniform(0, 2, group.size)
+
+
+@group_criterion("bn-scale")
+def bn_scale(group: Group, context: Context) -> Values | Missing:
+    """|gamma| of the channels' normalisation (Liu et al. 2017, arXiv 1708.06519).
+
+    Read from normalisation nodes, else from products with a per-channel constant, as which a
+    decomposed batch norm leaves it (there divided by the standard deviation, if that was folded).
+    """
+    facts = context.facts
+    for is_scale in (_scales_a_norm, _scales_a_product):
+        found = [m for m in group.members if any(is_scale(n, k, facts) for n, k in _read(m, facts))]
+        total, count = np.zeros(group.size), 0
+        for member in found:
+            gamma = np.abs(rows(member, group.size, facts)).mean(axis=1, dtype=np.float64)
+            if gamma.mean() > 0:
+                total += gamma / gamma.mean()
+                count += 1
+        if count:
+            return total / count
+    return Missing("no batch norm scale can be had (folded into the weights, or none there)")
+
+
+def _read(member: Member, facts: Facts) -> list[tuple[Node, int]]:
+    """The nodes that read a constant, and as which operand; reshaping and casting passed over."""
+    out, todo = [], [member.value]
+    while todo:
+        for node, k in facts.model.uses.get(todo.pop(), ()):
+            if k == 0 and node.op in ("Reshape", "Unsqueeze", "Squeeze", "Cast", "Identity"):
+                todo.append(node.outputs[0])
+            else:
+                out.append((node, k))
+    return out
+
+
+_NORMS = ("BatchNormalization", "InstanceNormalization", "GroupNormalization")
+
+
+def _scales_a_norm(node: Node, k: int, facts: Facts) -> bool:
+    return node.op in _NORMS and k == 1
+
+
+def _scales_a_product(node: Node, k: int, facts: Facts) -> bool:
+    """Is a channel's activation multiplied by this constant, and shifted right after?"""
+    if node.op != "Mul" or node.inputs[1 - k] in facts.constant:
+        return False
+    users = [u for u, _ in facts.model.uses.get(node.outputs[0], ())]
+    return len(users) == 1 and users[0].op in ("Add", "Sub") and any(
+        i in facts.constant or i in facts.model.constants for i in users[0].inputs
+    )
+
+

@@ -1,0 +1,67 @@
+"""Multiply-accumulates at batch 1, from the same specs that the labels come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import prod
+
+from onnxprune.axes.facts import Facts
+from onnxprune.axes.labels import Vector
+from onnxprune.axes.trace import Trace, trace
+from onnxprune.axes.view import View
+
+
+@dataclass(frozen=True, eq=False)
+class Sizes:
+    """The sizes at which work is counted: those of the inputs, and of axes that depend on them."""
+
+    inputs: Mapping[str, tuple[int, ...]]
+    """Shape by input name, as the file has it; what multiply-accumulates were counted for."""
+    moved: Mapping[int, int]
+    """Sizes of axes that are others than in the facts, by the identity of their label vector."""
+
+    def of(self, labels: Vector) -> int:
+        return self.moved.get(id(labels), len(labels))
+
+
+def sizes_at_one(facts: Facts) -> Sizes:
+    """The sizes of a model's axes at batch 1; all others as in the facts.
+
+    The walk may have needed a batch of 2 to tell dynamic axes from static ones. A graph that
+    refuses a batch of 1 is counted at the batch that it was walked with.
+    """
+    model, walked = facts.model, facts.trace
+    one = walked
+    if walked.binding.batch != 1 and facts.other is not walked:
+        again = trace(model, replace(walked.binding, batch=1), _hints(facts))
+        if len(again.failures) <= len(walked.failures):
+            one = again
+    moved = {
+        id(labels): size
+        for value, axes in facts.axes.items()
+        if one is not walked and value in one.shapes
+        for labels, size in zip(axes, one.shapes[value], strict=False)
+        if len(labels) != size
+    }
+    inputs = {model.in_file(i): one.shapes[i] for i in model.graph.inputs if i in one.shapes}
+    return Sizes(inputs, moved)
+
+
+def _hints(facts: Facts) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """What was the same under both bindings is so under a third."""
+    a: Trace = facts.trace
+    return {
+        v: (a.types[v], shape) for v, shape in a.shapes.items() if facts.other.shapes.get(v) == shape
+    }
+
+
+def macs(facts: Facts, sizes: Sizes, view: View | None = None) -> int:
+    """Multiply-accumulates of the model, or of what a view keeps of it; loop bodies once."""
+
+    def size(labels: Vector) -> int:
+        if view is not None and not (kept := view.mask(labels)).all():
+            return int(kept.sum())
+        return sizes.of(labels)
+
+    return sum(w.times * prod(size(v) for v in w.axes) for w in facts.work)
