@@ -45,9 +45,11 @@ def trace_pair(
     if not is_dynamic(model.proto.graph) and not t.guessed:
         return t, t
     other = trace(model, second, hints)
-    if len(other.failures) > count:  # the second sizes don't fit: move the batch alone, or nothing
-        again = trace(model, replace(second, size=t.binding.size), hints)
-        other = min(other, again, t, key=lambda o: len(o.failures))
+    if len(other.failures) > count:  # too large for a table of positions? then the batch alone
+        size = t.binding.size
+        smaller = [s for s in (size * 3 // 4, size // 2, size) if s]
+        again = [trace(model, replace(second, size=s), hints) for s in dict.fromkeys(smaller)]
+        other = min(other, *again, t, key=lambda o: len(o.failures))
     return t, other
 
 

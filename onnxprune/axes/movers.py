@@ -153,7 +153,11 @@ def gather(n: Node, w: Walk) -> None:
             mid = [pinned(len(v)) for v in mid]
     else:
         index = index % len(x[axis])
-        if index.ndim == 1:
+        table = n.inputs[0] in w.facts.constant and index.size > 4 * len(x[axis])
+        if table:  # relative positions: rows that are read all over the place
+            w.pin_axis(n, x[axis], "Gather reads it as a table")
+            mid = [pinned(d) for d in index.shape]
+        elif index.ndim == 1:
             mid = [_take(n, w, x[axis], axis, index)]
         else:
             w.pin_axis(n, x[axis][index.ravel()], "Gather picks single elements")
@@ -220,6 +224,7 @@ def expand(n: Node, w: Walk) -> None:
 
 
 def constant_of_shape(n: Node, w: Walk) -> None:
+    w.pin(n, n.inputs[0], "ConstantOfShape reads it as control")
     w.put(n.outputs[0], [w.labels.axis(d) for d in w.shape(n.outputs[0])])
 
 

@@ -48,6 +48,7 @@ def matmul_to_float(n: Node, w: Walk) -> str:
 
 
 def dynamic_quantize_matmul(n: Node, w: Walk) -> str:
+    w.pin_range(n, n.inputs[0])
     return _matmul("{}, ", "{}, n, n, n", " -> ", n, w, 0, 1)
 
 
@@ -76,20 +77,34 @@ def qgemm(n: Node, w: Walk) -> str:
 
 def einsum(n: Node, w: Walk) -> str:
     """An Einsum's equation is its spec."""
-    equation = n.attrs["equation"].replace(" ", "")
-    if "->" not in equation:
-        raise w.refuse("the equation has no explicit output")
-    left, right = equation.split("->")
+    terms, right = equation(n)
 
-    def side(text: str) -> str:
-        if len(set(text.replace("...", ""))) != len(text.replace("...", "")):
+    def side(text: str, value: str = "") -> str:
+        letters = text.replace("...", "")
+        if len(set(letters)) != len(letters):
             raise w.refuse("the equation takes a diagonal")
-        words = (["*e"] if "..." in text else []) + [f"x{c}" for c in text.replace("...", "")]
         if "..." in text and not text.startswith("..."):
             raise w.refuse("the ellipsis is not in front")
+        words = ["*e"] if "..." in text else []
+        for k, c in enumerate(letters):
+            alone = value and c not in right and sum(c in t for t in terms) == 1
+            # a sum over one operand: exact only where what goes is zero
+            mixed = alone and not w.is_zero(value, k - len(letters))
+            words.append(f"x{c}!" if mixed else f"x{c}")
         return " ".join(words)
 
-    return ", ".join(side(t) for t in left.split(",")) + " -> " + side(right)
+    left = ", ".join(side(t, i) for t, i in zip(terms, n.inputs, strict=True))
+    return f"{left} -> {side(right)}"
+
+
+def equation(n: Node) -> tuple[list[str], str]:
+    """The terms of an Einsum, and its output: every letter that occurs once, if left out."""
+    text = n.attrs["equation"].replace(" ", "")
+    left, arrow, right = text.partition("->")
+    if not arrow:
+        once = sorted(c for c in set(left) if c.isalpha() and left.count(c) == 1)
+        right = ("..." if "..." in left else "") + "".join(once)
+    return left.split(","), right
 
 
 def _mixing(n: Node, w: Walk, axes: set[int], extra: str = "", outputs: int = 1) -> str:
@@ -245,6 +260,22 @@ def scatter_nd(n: Node, w: Walk) -> str:
     return f"{' '.join(x)}, _, {' '.join(u)} -> {' '.join(x)}"
 
 
+def max_pool(n: Node, w: Walk) -> str:
+    """Indices count positions in the whole tensor: only a MaxUnpool that is cut alike reads them."""
+    indices = n.outputs[1] if len(n.outputs) > 1 else ""
+    readers = w.model.uses.get(indices, []) if indices else []
+    if indices in w.model.graph.outputs or any(u.op != "MaxUnpool" for u, _ in readers):
+        return "n! c! ... -> n! c! ..., n! c! ..."
+    return "n c ... -> n c ..., n c ..."
+
+
+def max_unpool(n: Node, w: Walk) -> str:
+    made = w.model.producer.get(n.inputs[1])
+    if made is None or made.op != "MaxPool":
+        return "n! c! ..., n! c! ..., _ -> n! c! ..."
+    return "n c ..., n c ..., _ -> n c ..."
+
+
 def pool_all(n: Node, w: Walk) -> str:
     if n.attrs.get("channels_last"):
         return "n ... c, _, _, _, _ -> n ... c"
@@ -253,7 +284,7 @@ def pool_all(n: Node, w: Walk) -> str:
 
 _CONV = "n (g i) ..., (g o) i ..., (g o) -> n (g o) ..."
 _POOL = "n c ... -> n c ..."
-_RECURRENT = ", ".join(["t d! b h"] + ["d! b h"] * 2)
+_RECURRENT = ", ".join(["t! d! b h"] + ["d! b h"] * 2)
 
 SPECS: dict[tuple[str, str], Rule] = {
     # -- multiply and add
@@ -267,10 +298,10 @@ SPECS: dict[tuple[str, str], Rule] = {
     ("", "MatMulInteger"): matmul_integer,
     ("", "QLinearMatMul"): qlinear_matmul,
     ("", "Einsum"): einsum,
-    ("", "LSTM"): "t b i, d! (4 h) i, d! (4 h) h~, d! (8 h), _, d! b h, d! b h, d! (3 h) -> "
+    ("", "LSTM"): "t! b i, d! (4 h) i, d! (4 h) h~, d! (8 h), b, d! b h, d! b h, d! (3 h) -> "
     + _RECURRENT,
-    ("", "GRU"): "t b i, d! (3 h) i, d! (3 h) h~, d! (6 h), _, d! b h -> t d! b h, d! b h",
-    ("", "RNN"): "t b i, d! h i, d! h h~, d! (2 h), _, d! b h -> t d! b h, d! b h",
+    ("", "GRU"): "t! b i, d! (3 h) i, d! (3 h) h~, d! (6 h), b, d! b h -> t! d! b h, d! b h",
+    ("", "RNN"): "t! b i, d! h i, d! h h~, d! (2 h), b, d! b h -> t! d! b h, d! b h",
     (MS, "FusedConv"): "n (g i) ..., (g o) i ..., (g o), n (g o) ... -> n (g o) ...",
     (MS, "FusedGemm"): gemm,
     (MS, "FusedMatMul"): fused_matmul,
@@ -293,13 +324,13 @@ SPECS: dict[tuple[str, str], Rule] = {
     (MS, "SkipSimplifiedLayerNormalization"): skip_norm,
     (MS, "EmbedLayerNormalization"): embed_norm,
     # -- pooling
-    ("", "MaxPool"): "n c ... -> n c ..., n c ...",
+    ("", "MaxPool"): max_pool,
     ("", "AveragePool"): _POOL,
     ("", "LpPool"): _POOL,
     ("", "GlobalAveragePool"): _POOL,
     ("", "GlobalMaxPool"): _POOL,
     ("", "GlobalLpPool"): _POOL,
-    ("", "MaxUnpool"): "n c ..., n c ..., _ -> n c ...",
+    ("", "MaxUnpool"): max_unpool,
     ("", "MaxRoiPool"): "_ c ..., _ -> _ c ...",
     ("", "RoiAlign"): "_ c ..., _, _ -> _ c ...",
     ("", "GridSample"): "n c ..., n ... -> n c ...",
@@ -354,7 +385,7 @@ ELEMENTWISE: dict[tuple[str, str], tuple[int, ...] | None] = {
 }
 
 ZERO_KEEPING = frozenset(
-    """Relu LeakyRelu Tanh Erf Gelu HardSwish Sqrt Abs Neg Elu Selu Celu Sin Tan Sinh Asin Atan Mish
+    """Relu LeakyRelu Tanh Erf Gelu HardSwish Sqrt Abs Neg Elu Selu Celu Sin Tan Sinh Asin Atan Asinh Atanh Mish
     Softsign Swish Sign Floor Ceil Round Shrink ThresholdedRelu Identity Cast Dropout QuickGelu
     """.split()
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxprune.axes.facts import Role, Work
+from onnxprune.axes.facts import Role, Sink, Work
 from onnxprune.axes.labels import Vector, pinned
 from onnxprune.axes.movers import join
 from onnxprune.axes.rules import MS
@@ -44,11 +44,8 @@ def quantise(n: Node, w: Walk) -> None:
 
 def dynamic_quantise(n: Node, w: Walk) -> None:
     """The range always includes 0, so channels that are exactly zero change nothing."""
-    x = w.get(n.inputs[0])
-    for k, v in enumerate(x):
-        if not w.is_zero(n.inputs[0], k):
-            w.pin_axis(n, v, "DynamicQuantizeLinear takes its range over all channels")
-    w.put(n.outputs[0], x)
+    w.pin_range(n, n.inputs[0])
+    w.put(n.outputs[0], w.get(n.inputs[0]))
     for o in n.outputs[1:]:
         w.put_pinned(o)
 
@@ -93,13 +90,22 @@ def _attend(
 ) -> list[Vector]:
     """softmax(q k) v on (batch, heads, time, size); returns (batch, heads, time, size of v).
 
-    Query heads share key heads in runs (grouped queries); the sizes of q and k are one.
+    Query heads share key heads in runs (grouped queries); the sizes of q and k are one, and are
+    contracted, whether an operand has them alone in its last axis or behind its heads.
     """
+    for operand, size in enumerate((q[3], k[3])):
+        if n.op == "Attention" and n.domain:
+            break  # its own weight makes all three
+        x = w.get(n.inputs[operand])
+        labels = np.tile(size, len(x[-1]) // len(size))
+        w.facts.sinks.append(Sink(n, operand, len(x) - 1, labels))
     w.labels.same(q[3], k[3])
     w.labels.same(k[1], v[1])
     w.labels.same(q[1].reshape(len(k[1]), -1), k[1][:, None])
     for axis in (k[2], v[2], q[2]):
         w.pin_axis(n, axis, f"{n.op} mixes over time")
+    for axis in (q[0], k[0], v[0]):
+        w.pin_axis(n, axis, f"{n.op} goes over a batch")
     counted = {"q": q[1], "kv": k[1], "size": q[3]}
     w.facts.heads[n] = {name: counted[what] for name, what in names.items()} | {"size": q[3]}
     w.facts.work.append(Work(n, (q[0], q[1], q[2], k[2], q[3])))
@@ -133,8 +139,11 @@ def attention(n: Node, w: Walk) -> None:
             other = k4 if i == n.inputs[4] else v4
             w.labels.same(mask[1], other[1])
             w.labels.same(mask[3], other[3])
+            w.pin_axis(n, mask[0], "Attention goes over a batch")
+            w.pin_axis(n, mask[2], "Attention mixes over time")
         elif len(mask) == 4 and len(mask[1]) == len(q4[1]) and i == n.inputs[3]:
             w.labels.same(mask[1], q4[1])
+            w.pin_axis(n, mask[0], "Attention reads it as its mask")
             w.pin_axis(n, mask[2], "Attention reads it as its mask")
             w.pin_axis(n, mask[3], "Attention reads it as its mask")
         else:
@@ -155,6 +164,7 @@ def ms_attention(n: Node, w: Walk) -> None:
     heads = n.attrs["num_heads"]
     x, weight = w.get(n.inputs[0]), w.get(n.inputs[1])
     w.labels.same(x[2], weight[0])
+    w.facts.sinks += [Sink(n, 0, 2, x[2]), Sink(n, 1, 0, weight[0])]
     total = len(weight[1])
     sizes = n.attrs.get("qkv_hidden_sizes") or [total // 3] * 3
     if sum(sizes) != total or n.attrs.get("do_rotary") or n.attrs.get("unidirectional", 0) > 1:
@@ -224,6 +234,8 @@ def group_query(n: Node, w: Walk) -> None:
             cache = w.get(i)
             w.labels.same(cache[1], axes[0])
             w.labels.same(cache[3], axes[1])
+            w.pin_axis(n, cache[0], "GroupQueryAttention goes over a batch")
+            w.pin_axis(n, cache[2], "GroupQueryAttention mixes over time")
     _pin_rest(n, w, n.inputs[5:])
     names = {"num_heads": "q", "kv_num_heads": "kv"}
     out = _attend(
@@ -241,6 +253,8 @@ def group_query(n: Node, w: Walk) -> None:
 def rotary(n: Node, w: Walk) -> None:
     """RotaryEmbedding turns pairs of dims: whole heads only."""
     x = w.get(n.inputs[0])
+    for axis in (x[0], x[-2]):
+        w.pin_axis(n, axis, "RotaryEmbedding has a position for each")
     if len(x) == 4:
         w.pin_axis(n, x[3], "RotaryEmbedding turns pairs of dims")
         w.put(n.outputs[0], x)

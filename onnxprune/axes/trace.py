@@ -16,6 +16,7 @@ import numpy as np
 from onnx import TensorProto, TypeProto, defs, helper, numpy_helper, shape_inference
 from onnx.reference.ops import load_op
 
+from onnxprune.axes.sequences import SEQUENCES, trace_sequence
 from onnxprune.graph.binding import Binding, free_inputs
 from onnxprune.graph.model import Graph, Model, Node
 
@@ -77,6 +78,8 @@ class Trace:
     shapes: dict[str, Shape] = field(default_factory=dict)
     types: dict[str, int] = field(default_factory=dict)
     values: dict[str, np.ndarray] = field(default_factory=dict)
+    sequences: dict[str, list[tuple[int, Shape]]] = field(default_factory=dict)
+    """Element types and shapes of the tensors of a sequence."""
     failures: list[tuple[str, str]] = field(default_factory=list)
     """(node, why) where a shape could not be had."""
     guessed: bool = False
@@ -182,6 +185,9 @@ class _Tracer:
                     self.put(n.outputs[0], np.array(dims.prod(), np.int64))
                 else:
                     self.put(n.outputs[0], dims[n.attrs.get("start", 0) : n.attrs.get("end")])
+            return
+        if n.op in SEQUENCES and not n.domain:
+            trace_sequence(n, self.t, [self.known(i) if i else None for i in n.inputs])
             return
         if not n.domain and self.fold(n):
             return

@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from onnx import TensorProto
 
 from onnxprune.axes.facts import Facts, Role, Sink, Work
 from onnxprune.axes.labels import Vector, pinned
 from onnxprune.axes.movers import MOVERS, find_shuffle
 from onnxprune.axes.rules import ELEMENTWISE, SPECS, SUMS, UNMASKED_OPERANDS
 from onnxprune.axes.special import SPECIAL
+from onnxprune.axes.sequences import SEQUENCES, Element, walk_sequence
 from onnxprune.axes.spec import Axis, Spec, SpecError, bind, expand, parse
 from onnxprune.axes.trace import Trace, can_run, live_branches
 from onnxprune.axes.zero import zero_axes, zero_born
@@ -51,6 +53,7 @@ class Walk:
         """Constant value -> the file's constants that it is made of."""
         self.skip: set[Node] = set()
         """Nodes inside a shuffle that was taken as one."""
+        self.sequences: dict[str, list[Element]] = {}
 
     # -- what rules ask -----------------------------------------------------------------------
 
@@ -84,7 +87,9 @@ class Walk:
             c = self.model.constants.get(value)
             if c is None:
                 raise Refused(f"the shape of '{value}' is not known")
-            found = self.facts.axes[value] = [self.labels.axis(d) for d in c.dims]
+            index = c.tensor.data_type == TensorProto.INT64  # positions and sizes, never channels
+            found = [pinned(d) if index else self.labels.axis(d) for d in c.dims]
+            self.facts.axes[value] = found
             self.facts.constant.add(value)
             self.origin[value] = (value,)
         return found
@@ -101,9 +106,12 @@ class Walk:
             self.put(value, [pinned(d) for d in shape])
 
     def pin(self, node: Node, value: str, why: str) -> None:
-        """Pin every axis of a value."""
+        """Pin every axis of a value, or of all elements of a sequence."""
         if not value:
             return
+        for element in self.sequences.get(value, ()):
+            for v in element.axes:
+                self.labels.pin(v, why, node.label)
         if value in self.facts.axes or value in self.model.constants:
             for v in self.get(value):
                 self.labels.pin(v, why, node.label)
@@ -143,6 +151,8 @@ class Walk:
     def note_constant(self, node: Node) -> None:
         """Follow what is computed from constants alone."""
         ins = [i for i in node.inputs if i]
+        if node.op in SEQUENCES:  # their labels are those of the weight itself
+            return
         if ins and all(i in self.facts.constant or i in self.model.constants for i in ins):
             found = tuple(dict.fromkeys(c for i in ins for c in self.origin.get(i, ())))
             for o in node.outputs:
@@ -160,10 +170,15 @@ class Walk:
             self.control_flow(n)
             return
         key = (n.domain, n.op)
+        if n.op in SEQUENCES and not n.domain:
+            walk_sequence(n, self)
+            return
         for i in n.inputs:
             if i:
                 self.get(i)
         if n.op in ("Shape", "Size") and not n.domain:
+            if n.op == "Size" and not self.facts.is_static(n.outputs[0]):
+                self.pin(n, n.inputs[0], "Size counts it")
             for o in n.outputs:
                 self.put_pinned(o)
         elif n.op == "Range" and not n.domain:
@@ -228,6 +243,12 @@ class Walk:
     def is_zero(self, value: str, axis: int) -> bool:
         """Is what is removed from this axis exactly 0?"""
         return zero_axes(value, self.facts)[axis]
+
+    def pin_range(self, node: Node, value: str) -> None:
+        """A range that is found while running, and includes 0, is moved by all but zeros."""
+        for k, v in enumerate(self.get(value)):
+            if not self.is_zero(value, k):
+                self.pin_axis(node, v, f"{node.op} takes its range over all channels")
 
     def note_zero(self, node: Node) -> None:
         """Follow where removed entries are exactly 0."""
@@ -519,6 +540,9 @@ def analyse(model: Model, trace: Trace, other: Trace, *, whole_groups: bool = Fa
         w.put_pinned(i)
     w.graph(model.graph)
     for o in model.graph.outputs:
+        for element in w.sequences.get(o, ()):
+            for v in element.axes:
+                w.labels.pin(v, "it is an output of the model", o)
         if o in w.facts.axes or o in model.constants:
             for v in w.get(o):
                 w.labels.pin(v, "it is an output of the model", o)

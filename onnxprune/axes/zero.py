@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from onnxprune.axes.facts import Facts
-from onnxprune.axes.rules import ZERO_KEEPING
+from onnxprune.axes.rules import ZERO_KEEPING, equation
 from onnxprune.graph.model import Node
 
 Axes = tuple[bool, ...]
@@ -105,10 +105,9 @@ def _matmul(n: Node, f: Facts) -> Axes:
 
 
 def _einsum(n: Node, f: Facts) -> Axes:
-    left, right = n.attrs["equation"].replace(" ", "").split("->")
-    if "." in left:
+    terms, right = equation(n)
+    if "." in right:
         return (False,) * len(f.axes[n.outputs[0]])
-    terms = left.split(",")
     return tuple(
         any(
             c in t and zero_axes(v, f)[t.index(c)] for v, t in zip(n.inputs, terms, strict=True)
@@ -279,7 +278,8 @@ _RULES: dict[str, Callable[[Node, Facts], Axes]] = {
         [f"Reduce{k}" for k in "Sum Mean L1 L2 SumSquare Max Min".split()], _reduce
     ),
     "Mul": lambda n, f: _elementwise(n, f, n.inputs, any),
-    "Div": lambda n, f: _elementwise(n, f, n.inputs[:1], all),
+    # 0 / 0 is no zero
+    "Div": lambda n, f: _elementwise(n, f, n.inputs, lambda z: list(z) == [True, False]),
     "Where": lambda n, f: _elementwise(n, f, n.inputs[1:], all),
     "Expand": lambda n, f: _elementwise(n, f, n.inputs[:1], all),
     "BiasGelu": lambda n, f: _elementwise(n, f, n.inputs, all),
