@@ -11,6 +11,8 @@ class PruneError(Exception):
     """
 
     exit_code: ClassVar[int] = 1
+    report: object | None = None
+    """What is known about the run that ended here, where a report could still be made."""
 
     def __init__(
         self,

@@ -260,6 +260,19 @@ def scatter_nd(n: Node, w: Walk) -> str:
     return f"{' '.join(x)}, _, {' '.join(u)} -> {' '.join(x)}"
 
 
+def reverse_sequence(n: Node, w: Walk) -> str:
+    axes = {n.attrs.get("time_axis", 0), n.attrs.get("batch_axis", 1)}
+    return _mixing(n, w, axes, ", _")
+
+
+def nbits(n: Node, w: Walk) -> str:
+    """Blocks of a few bits along the contracted axis: filters go, what they read stays."""
+    rank = w.rank(n.inputs[2])
+    scales = "n _" if rank == 2 else "(n q)"
+    points = ", (n p)" if len(n.inputs) > 3 and n.inputs[3] and w.rank(n.inputs[3]) == 1 else ", n _"
+    return f"*b k!, n _ _, {scales}{points}, _, n -> *b n"
+
+
 def max_pool(n: Node, w: Walk) -> str:
     """Indices count positions in the whole tensor: only a MaxUnpool that is cut alike reads them."""
     indices = n.outputs[1] if len(n.outputs) > 1 else ""
@@ -271,7 +284,8 @@ def max_pool(n: Node, w: Walk) -> str:
 
 def max_unpool(n: Node, w: Walk) -> str:
     made = w.model.producer.get(n.inputs[1])
-    if made is None or made.op != "MaxPool":
+    sized = len(n.inputs) > 2 and n.inputs[2]  # its rank is not known before it runs
+    if made is None or made.op != "MaxPool" or sized:
         return "n! c! ..., n! c! ..., _ -> n! c! ..."
     return "n c ..., n c ..., _ -> n c ..."
 
@@ -309,6 +323,8 @@ SPECS: dict[tuple[str, str], Rule] = {
     (MS, "MatMulIntegerToFloat"): matmul_to_float,
     (MS, "DynamicQuantizeMatMul"): dynamic_quantize_matmul,
     (MS, "QGemm"): qgemm,
+    (MS, "MatMulNBits"): nbits,
+    (MS, "BiasSplitGelu"): "*b (2 h), (2 h) -> *b h",
     # -- normalisation
     ("", "BatchNormalization"): "n c ..., c, c, c, c -> n c ..., c, c, c, c",
     ("", "InstanceNormalization"): "n c ..., c, c -> n c ...",
@@ -318,8 +334,6 @@ SPECS: dict[tuple[str, str], Rule] = {
     ("", "MeanVarianceNormalization"): mean_variance,
     ("", "LpNormalization"): one_axis(-1),
     ("", "LRN"): "n c! ... -> n c! ...",
-    (MS, "LayerNormalization"): last_axes,
-    (MS, "SimplifiedLayerNormalization"): last_axes,
     (MS, "SkipLayerNormalization"): skip_norm,
     (MS, "SkipSimplifiedLayerNormalization"): skip_norm,
     (MS, "EmbedLayerNormalization"): embed_norm,
@@ -342,6 +356,8 @@ SPECS: dict[tuple[str, str], Rule] = {
     ("", "Hardmax"): softmax,
     (MS, "QLinearSoftmax"): lambda n, w: softmax(n, w).replace(" ->", ", _, _, _, _ ->"),
     ("", "CumSum"): cumsum,
+    ("", "CumProd"): cumsum,
+    ("", "ReverseSequence"): reverse_sequence,
     ("", "TopK"): topk,
     ("", "Trilu"): trilu,
     ("", "OneHot"): one_hot,
@@ -382,11 +398,13 @@ ELEMENTWISE: dict[tuple[str, str], tuple[int, ...] | None] = {
     (MS, "QLinearMul"): (0, 3),
     (MS, "QLinearSigmoid"): (0,),
     (MS, "QLinearLeakyRelu"): (0,),
+    (MS, "QLinearWhere"): (0, 1, 4),
+    (MS, "BiasDropout"): (0, 1, 2),
 }
 
 ZERO_KEEPING = frozenset(
-    """Relu LeakyRelu Tanh Erf Gelu HardSwish Sqrt Abs Neg Elu Selu Celu Sin Tan Sinh Asin Atan Asinh Atanh Mish
-    Softsign Swish Sign Floor Ceil Round Shrink ThresholdedRelu Identity Cast Dropout QuickGelu
+    """Relu LeakyRelu Tanh Erf Gelu HardSwish Sqrt Abs Neg Elu Selu Celu Sin Tan Sinh Asin Atan Asinh
+    Atanh Mish Softsign Swish Sign Floor Ceil Round Shrink ThresholdedRelu Identity Cast Dropout QuickGelu
     """.split()
 )
 """Element-wise with f(0) = 0 (the other zero rules are in `axes/zero.py`)."""
@@ -399,3 +417,63 @@ UNMASKED_OPERANDS: dict[str, tuple[int, ...]] = {
     "DynamicQuantizeMatMul": (2, 3), "QGemm": (1, 2, 4, 5, 7, 8),
 }  # fmt: skip
 """Operands whose constants are never zeroed when masking: divisors, exponents, quantiser scales."""
+
+_ML = "ai.onnx.ml"
+_REASONS: dict[str, str] = {
+    "NonMaxSuppression": "keeps boxes by their values",
+    "NonZero Compress Unique": "keeps entries by their values",
+    "TensorScatter": "writes to places that the input names",
+    "Det": "mixes a whole matrix",
+    "DFT STFT MelWeightMatrix HannWindow HammingWindow BlackmanWindow": "is signal processing",
+    "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike":
+        "draws random numbers: on a smaller tensor, other ones",
+    "EyeLike": "has a diagonal",
+    "AffineGrid CenterCropPad Col2Im ImageDecoder": "is about pixels",
+    "NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss": "is a loss over classes",
+    "TfIdfVectorizer StringNormalizer StringConcat StringSplit RegexFullMatch": "is about text",
+    "Optional OptionalGetElement OptionalHasElement": "wraps an optional value",
+    "BitCast": "reads other numbers from the same bits",
+    "SwiGLU LinearAttention CausalConvWithState": "is fused in a way that is not followed",
+    f"{_ML}.TreeEnsembleClassifier {_ML}.TreeEnsembleRegressor {_ML}.TreeEnsemble":
+        "asks for single features",
+    f"{_ML}.LinearClassifier {_ML}.LinearRegressor {_ML}.SVMClassifier {_ML}.SVMRegressor":
+        "has its weights in attributes",
+    f"{_ML}.ArrayFeatureExtractor {_ML}.FeatureVectorizer {_ML}.DictVectorizer {_ML}.ZipMap "
+    f"{_ML}.CastMap {_ML}.LabelEncoder {_ML}.CategoryMapper {_ML}.OneHotEncoder":
+        "maps features to names or numbers",
+    f"{_ML}.Binarizer {_ML}.Imputer {_ML}.Normalizer {_ML}.Scaler": "works on features by place",
+    f"{MS}.QAttention {MS}.QOrderedAttention {MS}.PackedAttention {MS}.PackedMultiHeadAttention "
+    f"{MS}.DecoderAttention {MS}.DecoderMaskedSelfAttention {MS}.DecoderMaskedMultiHeadAttention "
+    f"{MS}.LongformerAttention {MS}.QOrderedLongformerAttention {MS}.SparseAttention "
+    f"{MS}.PagedAttention {MS}.LinearAttention {MS}.GatedRelativePositionBias "
+    f"{MS}.RelativePositionBias {MS}.GemmaRotaryEmbedding {MS}.MRotaryEmbedding":
+        "is fused attention that is not followed",
+    f"{MS}.RemovePadding {MS}.RestorePadding": "packs a batch by the lengths in it",
+    f"{MS}.NhwcConv {MS}.NhwcFusedConv {MS}.NhwcMaxPool {MS}.QLinearConv": "has the layout of one provider",
+    f"{MS}.GatherBlockQuantized {MS}.MatMulBnb4 {MS}.MatMulFpQ4 {MS}.QMoE":
+        "packs several weights into one number",
+    f"{MS}.MatMulNBitsMlp {MS}.MatMulNBitsQkv {MS}.MoE {MS}.FusedMatMulActivation "
+    f"{MS}.GemmFastGelu {MS}.GemmFloat8": "is fused in a way that is not followed",
+    f"{MS}.DynamicQuantizeLSTM {MS}.AttnLSTM": "is a recurrent net that is not followed",
+    f"{MS}.QEmbedLayerNormalization {MS}.QOrderedLayerNormalization {MS}.BiasSoftmax "
+    f"{MS}.QLinearReduceMean {MS}.ReduceSumInteger": "mixes an axis",
+    f"{MS}.QOrderedMatMul {MS}.QOrderedGelu {MS}.QuantizeWithOrder {MS}.DequantizeWithOrder "
+    f"{MS}.QuantizeBFP {MS}.DequantizeBFP": "has a layout of its own",
+    f"{MS}.Rfft {MS}.Irfft {MS}.ComplexMul {MS}.ComplexMulConj {MS}.Inverse {MS}.CDist":
+        "mixes a whole matrix or signal",
+    f"{MS}.BeamSearch {MS}.GreedySearch {MS}.Sampling {MS}.WhisperBeamSearch "
+    f"{MS}.NGramRepeatBlock {MS}.BifurcationDetector": "runs a search of its own",
+    f"{MS}.Tokenizer {MS}.MurmurHash3 {MS}.WordConvEmbedding {MS}.TorchEmbedding": "looks things up",
+    f"{MS}.EPContext {MS}.Snpe": "is compiled for one device",
+    f"{MS}.Unique {MS}.GatherND {MS}.Pad {MS}.Trilu {MS}.Range {MS}.ExpandDims {MS}.UnfoldTensor "
+    f"{MS}.CropAndResize {MS}.GridSample {MS}.MaxpoolWithMask {MS}.ConvTransposeWithDynamicPads "
+    f"{MS}.DynamicTimeWarping {MS}.SampleOp {MS}.IsAllFinite {MS}.SparseToDenseMatMul":
+        "is an old form that is not followed",
+}  # fmt: skip
+
+PINNED: dict[tuple[str, str], str] = {
+    (domain, op): why
+    for names, why in _REASONS.items()
+    for domain, _, op in (name.rpartition(".") for name in names.split())
+}
+"""Known operators that nothing can be pruned through, and why. They count as covered."""

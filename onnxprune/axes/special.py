@@ -69,6 +69,26 @@ def group_norm(n: Node, w: Walk) -> None:
     w.facts.heads[n] = {"num_groups": table[:, 0]}
 
 
+def group_norm_last(n: Node, w: Walk) -> None:
+    """com.microsoft GroupNorm and SkipGroupNorm: channels last, the skip per pixel or per image."""
+    x = w.get(n.inputs[0])
+    if not n.attrs.get("channels_last", 1):
+        raise w.refuse("has its channels first")
+    table = x[-1].reshape(n.attrs["groups"], -1)
+    w.labels.same(table, table[:, :1])
+    for i in filter(None, n.inputs[1:]):
+        v = w.get(i)
+        w.labels.same(v[-1], x[-1])
+        for a, b in zip(v[:-1], x, strict=False):  # (n c), (n 1 1 c), (n h w c)
+            if len(a) == len(b):
+                w.labels.same(a, b)
+    for v in x[1:-1]:
+        w.pin_axis(n, v, f"{n.op} mixes this axis")
+    for o in n.outputs:
+        w.put(o, x)
+    w.facts.heads[n] = {"groups": table[:, 0]}
+
+
 # -- attention ------------------------------------------------------------------------------------
 
 
@@ -228,6 +248,8 @@ def group_query(n: Node, w: Walk) -> None:
     )
     if n.attrs.get("do_rotary"):
         w.pin_axis(n, q3, "its rotary table turns pairs of dims")
+    for size in (q3, k3, v3):
+        w.pin_axis(n, size, "GroupQueryAttention wants heads of a multiple of 8")
     w.labels.same(k3, v3)
     for i, axes in zip(n.inputs[3:5], ((k1, k3), (v1, v3)), strict=False):
         if i and w.rank(i) == 4:
@@ -277,6 +299,8 @@ SPECIAL: dict[tuple[str, str], Callable[[Node, Walk], None]] = {
     ("", "DynamicQuantizeLinear"): dynamic_quantise,
     (MS, "QLinearConcat"): qlinear_concat,
     ("", "GroupNormalization"): group_norm,
+    (MS, "GroupNorm"): group_norm_last,
+    (MS, "SkipGroupNorm"): group_norm_last,
     ("", "Attention"): attention,
     (MS, "Attention"): ms_attention,
     (MS, "MultiHeadAttention"): multi_head,

@@ -174,7 +174,7 @@ class _Tracer:
         if n.bodies:
             {"If": self.if_, "Loop": self.loop, "Scan": self.scan}.get(n.op, self.opaque)(n)
             return
-        if n.domain not in ("", "com.microsoft"):
+        if n.domain not in ("", "com.microsoft", "ai.onnx.ml"):
             self.t.failures.append((n.label, f"operator {n.domain}.{n.op} is not known"))
             return
         sh = self.t.shapes
@@ -195,7 +195,7 @@ class _Tracer:
             return
         if n.op in CONTRIB_SHAPES and (n.domain or n.op == "SimplifiedLayerNormalization"):
             shapes = CONTRIB_SHAPES[n.op](n, [sh.get(i, ()) for i in n.inputs])
-            like = n.inputs[{"QLinearConcat": 1, "EmbedLayerNormalization": 2}.get(n.op, 0)]
+            like = n.inputs[_TYPED_LIKE.get(n.op, 0)]
             for o, s in zip(n.outputs, shapes, strict=False):
                 if o:
                     self.set(o, self.t.types.get(like, 1), s)
@@ -263,7 +263,7 @@ class _Tracer:
     def infer(self, n: Node) -> None:
         sh, ty = self.t.shapes, self.t.types
         proto, domain, picks = n.proto, n.domain, range(len(n.inputs))
-        quantised = bool(n.domain) or n.op in ("QLinearConv", "QLinearMatMul", "ConvInteger")
+        quantised = n.domain == "com.microsoft" or n.op in ("QLinearConv", "QLinearMatMul", "ConvInteger")
         if quantised:
             if n.op not in _AS_STANDARD:
                 raise ValueError("no shape rule for this operator")
@@ -340,6 +340,7 @@ class _Tracer:
         raise ValueError("control flow of an unknown kind")
 
     def if_(self, n: Node) -> None:
+        self.known(n.inputs[0])  # a stored condition is a value from now on
         for body in n.bodies.values():
             self.graph(body)
         for k, o in enumerate(n.outputs):
@@ -487,10 +488,24 @@ def _qgemm(n: Node, s: list[Shape]) -> list[Shape]:
     return [(s[0][1 if n.attrs.get("transA") else 0], s[3][0 if n.attrs.get("transB") else 1])]
 
 
+def _same(n: Node, s: list[Shape]) -> list[Shape]:
+    return [s[0]] * len(n.outputs)
+
+
+def _where(n: Node, s: list[Shape]) -> list[Shape]:
+    return [np.broadcast_shapes(s[0], s[1], s[4])]
+
+
 def _skip(n: Node, s: list[Shape]) -> list[Shape]:
     stat = (*s[0][:-1], 1)
     return [s[0], stat, stat, s[0]]
 
+
+_TYPED_LIKE = {
+    "QLinearConcat": 1, "EmbedLayerNormalization": 2, "QLinearWhere": 1, "DequantizeLinear": 1,
+    "QuantizeLinear": 2,
+}  # fmt: skip
+"""The operand whose element type the first output has, where it is not the first."""
 
 CONTRIB_SHAPES: dict[str, Callable[[Node, list[Shape]], list[Shape]]] = {
     "FusedMatMul": _fused_matmul,
@@ -505,6 +520,11 @@ CONTRIB_SHAPES: dict[str, Callable[[Node, list[Shape]], list[Shape]]] = {
     "EmbedLayerNormalization": _embed,
     "BiasSplitGelu": _split_half,
     "QGemm": _qgemm,
+    "QLinearWhere": _where,
+    "QuantizeLinear": _same,
+    "DequantizeLinear": _same,
+    "BiasDropout": _same,
+    "SkipGroupNorm": _same,
     "SimplifiedLayerNormalization": _skip,
     "SkipLayerNormalization": _skip,
     "SkipSimplifiedLayerNormalization": _skip,

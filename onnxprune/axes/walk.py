@@ -11,7 +11,7 @@ from onnx import TensorProto
 from onnxprune.axes.facts import Facts, Role, Sink, Work
 from onnxprune.axes.labels import Vector, pinned
 from onnxprune.axes.movers import MOVERS, find_shuffle
-from onnxprune.axes.rules import ELEMENTWISE, SPECS, SUMS, UNMASKED_OPERANDS
+from onnxprune.axes.rules import ELEMENTWISE, PINNED, SPECS, SUMS, UNMASKED_OPERANDS
 from onnxprune.axes.special import SPECIAL
 from onnxprune.axes.sequences import SEQUENCES, Element, walk_sequence
 from onnxprune.axes.spec import Axis, Spec, SpecError, bind, expand, parse
@@ -183,6 +183,8 @@ class Walk:
                 self.put_pinned(o)
         elif n.op == "Range" and not n.domain:
             self.range(n)
+        elif key in PINNED:
+            self.hold(n, PINNED[key])
         elif self.derives(n):
             for i in n.inputs:
                 self.pin(n, i, f"{n.op} computes a weight from it")
@@ -198,8 +200,8 @@ class Walk:
             for k, i in enumerate(n.inputs):
                 if data is not None and k not in data:
                     self.pin(n, i, f"{n.op} reads it as control")
-            picks = range(len(n.inputs)) if data is None else data
-            self.elementwise([n.inputs[k] for k in picks if n.inputs[k]], n.outputs)
+            picks = [i for k, i in enumerate(n.inputs) if i and (data is None or k in data)]
+            self.elementwise(picks, n.outputs)
         elif not n.domain and n.op in MOVERS:
             if n.op == "Reshape" and (found := find_shuffle(n, self)) is not None:
                 self.skip.update(found.nodes[1:])
@@ -213,6 +215,13 @@ class Walk:
             self.apply(n, rule if isinstance(rule, str) else rule(n, self))
         else:
             raise Refused("has no rule")
+
+    def hold(self, n: Node, why: str) -> None:
+        """A known operator that nothing can be pruned through."""
+        for i in n.inputs:
+            self.pin(n, i, f"{n.op} {why}")
+        for o in n.outputs:
+            self.put_pinned(o)
 
     def range(self, n: Node) -> None:
         """A table of positions: a constant, where both bindings give the same."""
@@ -471,9 +480,15 @@ class Walk:
             others = [b.outputs[k] for b in n.bodies.values() if b.outputs[k] != first]
             fine = first in self.facts.axes or first in self.model.constants
             if fine and self.facts.trace.shapes.get(o) == tuple(len(v) for v in self.get(first)):
-                agree = [self.unify(n, first, x, "the branches of If differ") for x in others]
+                dead = {b.outputs[k] for b in n.bodies.values()} - {b.outputs[k] for b in live}
+                shape = self.facts.trace.shapes.get
+                agree = [
+                    self.unify(n, first, x, "the branches of If differ")
+                    for x in others
+                    if not (x in dead and shape(x) != shape(first))
+                ]
                 self.put(o, self.get(first))
-                if not all(agree[: len(live) - 1]):
+                if not all(agree):
                     self.pin(n, o, "the branches of If differ")
             else:
                 for x in (first, *others):

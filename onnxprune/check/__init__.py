@@ -1,0 +1,1 @@
+"""Proofs: the masked original and the slim model give the same."""

@@ -11,9 +11,10 @@ from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnxprune.graph.files import read_tensor, stored_tensors
 
-_DRAWS = frozenset(
-    "RandomNormal RandomUniform RandomNormalLike RandomUniformLike Multinomial Bernoulli".split()
-)
+_DRAWS = frozenset((
+    "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial",
+    "Bernoulli",
+))  # fmt: skip
 _ODD = frozenset((
     TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.FLOAT8E4M3FN,
     TensorProto.FLOAT8E4M3FNUZ, TensorProto.FLOAT8E5M2, TensorProto.FLOAT8E5M2FNUZ,
@@ -30,6 +31,13 @@ def nodes_of(graph: GraphProto) -> Iterator[NodeProto]:
         for a in node.attribute:
             if a.HasField("g"):
                 yield from nodes_of(a.g)
+
+
+def held_tensors(model: onnx.ModelProto) -> dict[str, TensorProto]:
+    """The stored tensors of the main graph by name, those of Constant nodes included."""
+    nodes = (n for n in model.graph.node if n.op_type == "Constant")
+    held = {n.output[0]: a.t for n in nodes for a in n.attribute if a.name == "value"}
+    return held | {t.name: t for t in model.graph.initializer}
 
 
 def seeded(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from onnx import GraphProto
 
 from onnxprune.axes.facts import Facts
 from onnxprune.errors import CheckFailed, PruneError
@@ -23,11 +24,11 @@ _PATIENCE = 30.0
 _IDS = 40
 """Integers are drawn below this, or below the smallest table that they look up."""
 
-_PASSING = frozenset(
-    "Cast Unsqueeze Squeeze Reshape Flatten Identity Transpose Slice Expand Concat Split Clip Where "
-    "Add Sub Max Min Tile Gather".split()
-)
-_COMPARING = frozenset("Equal Less Greater LessOrEqual GreaterOrEqual".split())
+_PASSING = frozenset((
+    "Cast", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Identity", "Transpose", "Slice",
+    "Expand", "Concat", "Split", "Clip", "Where", "Add", "Sub", "Max", "Min", "Tile", "Gather",
+))  # fmt: skip
+_COMPARING = frozenset(("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,39 +122,38 @@ def _values(
     return rng.integers(0, max(clue.bound, 1), shape).astype(dtype)
 
 
-def settings(facts: Facts, session: Session) -> list[Setting]:
-    """One setting that the open original runs on, or two of different sizes if it has dynamic dims.
+def settings(facts: Facts, session: Session, seed: int) -> list[tuple[Setting, Feeds]]:
+    """A setting that the open original runs on, or two of different sizes if it has dynamic dims.
 
-    The sizes under which it was analysed come first. Raises CheckFailed ("unproven") with ONNX
-    Runtime's reason.
+    With each comes what the original gave, on values drawn with `seed`. The sizes under which it
+    was analysed come first. Raises CheckFailed ("unproven") with ONNX Runtime's reason.
     """
-    clues, found, why = hints(facts), list[Setting](), ""
+    clues, why = hints(facts), ""
+    found: list[tuple[Setting, Feeds]] = []
     dynamic = is_dynamic(facts.model.proto.graph)
     styles: Sequence[str] = STYLES
     end = time.monotonic() + _PATIENCE
     for shapes, size in _sizes(facts):
-        if found and not _differ(shapes, found[0].shapes):
+        if found and not _differ(shapes, found[0][0].shapes):
             continue
-        shaky: Setting | None = None
+        usable: tuple[Setting, Feeds] | None = None
         for style in styles:
             setting = Setting(shapes, style, size)
             try:
-                results = session.run(draw(session.inputs, setting, 0, clues))
+                results = session.run(draw(session.inputs, setting, seed, clues))
             except PruneError as error:
                 why = why or error.why or error.what
                 continue
-            if all(np.isfinite(r).all() for r in results.values() if r.dtype.kind == "f"):
+            finite = all(np.isfinite(r).all() for r in results.values() if r.dtype.kind == "f")
+            if usable is None or finite:
+                usable = setting, results
+            if finite:
                 break
-            shaky = shaky or setting
-        else:
-            if shaky is None:
-                if time.monotonic() > end:
-                    break
-                continue
-            setting = shaky
-        found.append(setting)
-        styles = [setting.style]
-        if len(found) == 2 or not dynamic or time.monotonic() > end:
+        late = time.monotonic() > end
+        if usable is not None:
+            found.append(usable)
+            styles = [usable[0].style]
+        if late or (found and not dynamic) or len(found) == 2:
             break
     if not found:
         raise CheckFailed(
@@ -170,9 +170,18 @@ def _differ(a: Shapes, b: Shapes) -> bool:
 def _sizes(facts: Facts) -> Iterator[tuple[Shapes, int]]:
     """Shapes of all inputs to try, those of the analysis first."""
     graph, first = facts.model.proto.graph, facts.trace.binding
-    ladder = [b for pair in candidates(graph, first.fixed, first.shapes) for b in pair]
+    pairs = [(first, facts.other.binding), *candidates(graph, first.fixed, first.shapes)]
+    ladder = [b for pair in pairs for b in pair]
+    lead = _leading(graph)
+
+    def with_batch(b: Binding, batch: int) -> Binding:
+        return replace(b, batch=batch, fixed={**dict.fromkeys(lead, batch), **b.fixed})
+
+    # Two samples and one: three would only cost more.
+    few = [with_batch(b, 2 - k % 2) for k, b in enumerate(ladder)]
+    single = [with_batch(b, 1) for b in ladder]
     tried: list[Shapes] = []
-    for binding in (first, facts.other.binding, *ladder, *(_single(b) for b in ladder)):
+    for binding in (*few[:2], *ladder[:2], *few[2:], *single, *ladder[2:]):
         shapes: Shapes = {}
         for info in free_inputs(graph):
             shape = binding.shape(info)
@@ -184,5 +193,8 @@ def _sizes(facts: Facts) -> Iterator[tuple[Shapes, int]]:
         yield shapes, binding.size
 
 
-def _single(b: Binding) -> Binding:
-    return Binding(1, b.size, b.unknown, b.fixed, b.shapes)
+def _leading(graph: GraphProto) -> set[str]:
+    """Symbols that only ever stand first in a shape: a batch, whatever its name."""
+    shapes = [i.type.tensor_type.shape.dim for i in free_inputs(graph)]
+    first = {dims[0].dim_param for dims in shapes if len(dims) > 1}
+    return first - {d.dim_param for dims in shapes for d in dims[1:]} - {""}

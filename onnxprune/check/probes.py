@@ -11,7 +11,9 @@ from onnx import TensorProto
 from onnxprune.axes.view import View
 from onnxprune.graph.model import Model, Node, walk
 
-CHOOSING = frozenset("ArgMax ArgMin TopK NonMaxSuppression NonZero Unique Compress Hardmax".split())
+CHOOSING = frozenset((
+    "ArgMax", "ArgMin", "TopK", "NonMaxSuppression", "NonZero", "Unique", "Compress", "Hardmax",
+))  # fmt: skip
 """Operators of which a tiny change of the input can make another output."""
 
 FLOATS = frozenset((

@@ -12,16 +12,15 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from onnxprune.axes.content import constant_value
 from onnxprune.axes.view import View
+from onnxprune.check.copies import held_tensors
+from onnxprune.check.probes import FLOATS
 from onnxprune.cut.cut import slice_out
-from onnxprune.cut.edits import Edits
-from onnxprune.cut.weights import Stored, constant_value
+from onnxprune.cut.weights import Stored
 from onnxprune.graph.files import read_tensor, write_tensor
-from onnxprune.graph.model import Constant
+from onnxprune.graph.model import Constant, Model, graph_at
 
-_FLOATS = frozenset((
-    TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE,
-))  # fmt: skip
 _WEIGHTED: dict[str, frozenset[int]] = {
     "Conv": frozenset((1, 2)), "ConvTranspose": frozenset((1, 2)), "Gemm": frozenset((1, 2)),
     "MatMul": frozenset((0, 1)), "Add": frozenset((0, 1)), "Mul": frozenset((0, 1)),
@@ -46,7 +45,7 @@ def randomised(view: View) -> tuple[View, int]:
     keep: set[tuple[int, bool]] = set()
     for c in model.constants.values():
         key = (c.site.index, c.is_node)
-        if c.site.path or c.size < 2 or c.tensor.data_type not in _FLOATS:
+        if c.site.path or c.size < 2 or c.tensor.data_type not in FLOATS:
             continue
         users = model.uses.get(c.value, ())
         if any(k not in _WEIGHTED.get(node.op, ()) for node, k in users):
@@ -54,19 +53,26 @@ def randomised(view: View) -> tuple[View, int]:
         elif users and key not in found and _is_constant(model.array(c)):
             found[key] = c
     picked = {key: c for key, c in found.items() if key not in keep}
-    edits = Edits(view.facts)
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
     for k, c in enumerate(picked.values()):
-        array = _random(model.array(c), np.random.default_rng(k))
-        tensor = edits.tensor(c)
-        tensor.CopyFrom(write_tensor(tensor, array))
-    proto = edits.finish()
-    held: dict[str, Constant] = {}
-    other = replace(model, proto=proto, constants=held, _arrays={})
-    again = Edits(replace(view.facts, model=other))
-    again.proto = proto
-    held.update({v: replace(c, tensor=again.tensor(c)) for v, c in model.constants.items()})
-    facts = replace(view.facts, model=other)
+        tensor = _tensor_at(proto, c)
+        if tensor is not None:
+            array = _random(model.array(c), np.random.default_rng(k))
+            tensor.CopyFrom(write_tensor(tensor, array))
+    constants = {
+        v: replace(c, tensor=_tensor_at(proto, c) or c.tensor) for v, c in model.constants.items()
+    }
+    facts = replace(view.facts, model=replace(model, proto=proto, constants=constants, _arrays={}))
     return View(replace(view.solution, facts=facts), view.keep), len(picked)
+
+
+def _tensor_at(proto: onnx.ModelProto, c: Constant) -> TensorProto | None:
+    """Where a constant is stored; None for Constant nodes that hold plain numbers."""
+    graph = graph_at(proto, c.site.path)
+    if not c.is_node:
+        return graph.initializer[c.site.index]
+    return next((a.t for a in graph.node[c.site.index].attribute if a.name == "value"), None)
 
 
 def _is_constant(array: np.ndarray) -> bool:
@@ -91,10 +97,7 @@ def carried(
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(slim)
-    tensors = {t.name: t for t in copy.graph.initializer}
-    for node in copy.graph.node:
-        if node.op_type == "Constant":
-            tensors |= {node.output[0]: a.t for a in node.attribute if a.name == "value"}
+    tensors = held_tensors(copy)
     written = {s.name for s in stored}
     old, new = before.facts.model, after.facts.model
     parts = [(s.name, s.value) for s in stored]
@@ -107,12 +110,12 @@ def carried(
         kept = before.masks(value)
         was = slice_out(constant_value(value, before.facts), kept, value)
         folder = old.source.folder
-        if tensor.data_type in _FLOATS and np.array_equal(was, read_tensor(tensor, folder)):
+        if tensor.data_type in FLOATS and np.array_equal(was, read_tensor(tensor, folder)):
             now = slice_out(constant_value(value, after.facts), kept, value)
             tensor.CopyFrom(write_tensor(tensor, now))
     return copy
 
 
-def _same(old: object, new: object, value: str) -> bool:
-    a, b = old.constants[value].tensor, new.constants[value].tensor  # type: ignore[attr-defined]
+def _same(old: Model, new: Model, value: str) -> bool:
+    a, b = old.constants[value].tensor, new.constants[value].tensor
     return bool(a.raw_data == b.raw_data and a.float_data == b.float_data)

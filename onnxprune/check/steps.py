@@ -88,9 +88,7 @@ def by_node(
     return Steps(worst, "", count)
 
 
-def _chunks(
-    view: View, values: Mapping[str, str], targets: Sequence[str]
-) -> Iterator[list[str]]:
+def _chunks(view: View, values: Mapping[str, str], targets: Sequence[str]) -> Iterator[list[str]]:
     """Targets in order, cut where their tensors would need too much memory."""
     chunk: list[str] = []
     total = 0

@@ -124,14 +124,20 @@ def relative(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def moved(before: np.ndarray, after: np.ndarray) -> float:
-    """How far values moved, relative to their size; 0 for what is no float or has no values."""
+    """max|a - b| over the larger of the two; 0 for what is no float or has no values.
+
+    inf where one is finite and the other is not.
+    """
     if before.shape != after.shape or before.dtype.kind not in "fcV" or not before.size:
         return 0.0
     a, b = _wide(before), _wide(after)
-    both = np.isfinite(a) & np.isfinite(b)
-    if not both.all() and (np.isfinite(a) != np.isfinite(b)).any():
-        return np.inf
-    return relative(a[both], b[both])
+    finite = np.isfinite(a) & np.isfinite(b)
+    if not finite.all():
+        if (np.isfinite(a) != np.isfinite(b)).any():
+            return np.inf
+        a, b = a[finite], b[finite]
+    larger = a if not a.size or np.abs(a).max() >= np.abs(b).max() else b
+    return relative(larger, b if larger is a else a)
 
 
 def _wide(array: np.ndarray) -> np.ndarray:

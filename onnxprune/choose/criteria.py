@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.axes.content import constant_value
 from onnxprune.axes.facts import Facts
 from onnxprune.axes.solve import Group, Member
 from onnxprune.choose.rows import Rows, holds_weights, rows
+from onnxprune.cost.parameters import MOVERS
 from onnxprune.graph.model import Node
 
 Values = NDArray[np.float64]
@@ -146,11 +146,12 @@ def bn_scale(group: Group, context: Context) -> Values | Missing:
 
 
 def _read(member: Member, facts: Facts) -> list[tuple[Node, int]]:
-    """The nodes that read a constant, and as which operand; reshaping and casting passed over."""
+    """The nodes that read a constant and as which operand, past moves and products of constants."""
     out, todo = [], [member.value]
     while todo:
         for node, k in facts.model.uses.get(todo.pop(), ()):
-            if k == 0 and node.op in ("Reshape", "Unsqueeze", "Squeeze", "Cast", "Identity"):
+            folded = node.op == "Mul" and node.outputs[0] in facts.constant  # gamma / sigma
+            if folded or (k == 0 and node.op in MOVERS):
                 todo.append(node.outputs[0])
             else:
                 out.append((node, k))
@@ -169,8 +170,5 @@ def _scales_a_product(node: Node, k: int, facts: Facts) -> bool:
     if node.op != "Mul" or node.inputs[1 - k] in facts.constant:
         return False
     users = [u for u, _ in facts.model.uses.get(node.outputs[0], ())]
-    return len(users) == 1 and users[0].op in ("Add", "Sub") and any(
-        i in facts.constant or i in facts.model.constants for i in users[0].inputs
-    )
-
-
+    shifted = len(users) == 1 and users[0].op in ("Add", "Sub")
+    return shifted and any(i in facts.constant for i in users[0].inputs)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from math import floor
-
 from onnxprune.axes.facts import Facts
 from onnxprune.axes.solve import Choice, Solution, choices, freeze, labels_of, solve
+from onnxprune.choose.limits import share
 
 POLICIES = ("auto", "whole", "dims")
 
@@ -23,15 +22,15 @@ def resolve(
     for step in frozen:
         solution = freeze(solution, step)
     while open_ := choices(solution):
-        step: tuple[int, ...] = ()
+        made: tuple[int, ...] = ()
         for c in open_:
-            step += labels_of(solution, c.inner if _whole(c, policy, ratio) else c.outer)
-        solution = freeze(solution, step)
+            made += labels_of(solution, c.inner if _whole(c, policy, ratio) else c.outer)
+        solution = freeze(solution, made)
     return solution
 
 
 def _whole(c: Choice, policy: str, ratio: float) -> bool:
     if policy != "auto":
         return policy == "whole"
-    shares = [floor(len(s) * ratio) / len(s) for s in (c.outer, c.inner)]
+    shares = [share(len(s), ratio) / len(s) for s in (c.outer, c.inner)]
     return shares[0] >= shares[1]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnxprune.axes.content import constant_value
 from onnxprune.axes.facts import Facts
 from onnxprune.axes.solve import Member
-from onnxprune.cost.parameters import born, is_control
+from onnxprune.cost.parameters import MOVERS, born, steers
 from onnxprune.graph.model import Node
 
 Rows = NDArray[np.floating]
@@ -27,24 +27,13 @@ _SCALES: dict[tuple[str, int], tuple[int, int]] = {
 }  # fmt: skip
 """(operator, operand) -> the operands with its scale and its zero point; -1 where there is none."""
 
-_MOVERS = frozenset("Identity Reshape Squeeze Unsqueeze Transpose Flatten Gather Slice".split())
-
 
 def holds_weights(value: str, facts: Facts) -> bool:
     """Is a member's value a stored or computed weight (no scale, no zero point, not born equal)?"""
     node = facts.model.producer.get(value)
     if node is not None and born(node, facts.model) is not None:
         return False
-    return not _steers_only(value, facts)
-
-
-def _steers_only(value: str, facts: Facts) -> bool:
-    uses = facts.model.uses.get(value, [])
-    return bool(uses) and all(
-        is_control(node, k)
-        or (k == 0 and node.op in _MOVERS and _steers_only(node.outputs[0], facts))
-        for node, k in uses
-    )
+    return not steers(value, facts.model)
 
 
 def rows(member: Member, channels: int, facts: Facts) -> Rows:
@@ -82,9 +71,9 @@ def real_values(value: str, facts: Facts) -> NDArray[np.floating]:
 
 
 def _quantiser(value: str, facts: Facts) -> list[tuple[NDArray[np.float32], bool]]:
-    """What dequantises a value: its zero point (True), then its scale, made to broadcast over it."""
+    """What dequantises a value: its zero point (True), then its scale, broadcastable."""
     for node, k in facts.model.uses.get(value, ()):
-        if k == 0 and node.op in _MOVERS:
+        if k == 0 and node.op in MOVERS:
             behind = _quantiser(node.outputs[0], facts)
             if behind and all(operand.size == 1 for operand, _ in behind):
                 return behind
@@ -109,9 +98,7 @@ def _constant(node: Node, k: int, facts: Facts) -> NDArray[np.float32] | None:
     return constant_value(name, facts).astype(np.float32)
 
 
-def _along(
-    operand: NDArray[np.float32], node: Node, shape: tuple[int, ...]
-) -> NDArray[np.float32]:
+def _along(operand: NDArray[np.float32], node: Node, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """A scale or zero point, shaped like the tensor of `shape` that it belongs to."""
     if operand.size == 1:
         return operand.reshape(())
@@ -125,6 +112,6 @@ def _along(
         return np.repeat(operand, -(-shape[axis] // operand.shape[axis]), axis)[
             tuple(slice(d) for d in shape)
         ]
-    return operand if operand.ndim == rank else np.expand_dims(
-        operand, [j for j in range(rank) if j != axis]
-    )
+    if operand.ndim == rank:
+        return operand
+    return np.expand_dims(operand, [j for j in range(rank) if j != axis])

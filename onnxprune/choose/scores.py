@@ -121,7 +121,7 @@ def _given(
             notes.append(f"--scores: '{name}' creates no channels that could go")
         for g, m in places:
             channel = m.channel
-            if len(values) == g.size != len(channel) and set(channel.tolist()) == set(range(g.size)):
+            if len(values) == g.size != len(channel) and (channel >= 0).all():
                 channel = np.arange(g.size)  # a value per unit, where an axis repeats its units
             if len(values) != len(channel):
                 raise UsageError(

@@ -115,8 +115,8 @@ def _terms(products: Iterable[tuple[float, list[int]]], one: int) -> Terms:
         merged[key] = merged.get(key, 0.0) + factor
     degree = max((len(k) for k in merged), default=0)
     index = np.full((len(merged), max(degree, 1)), one, np.int64)
-    for t, axes in enumerate(merged):
-        index[t, : len(axes)] = axes
+    for t, key in enumerate(merged):
+        index[t, : len(key)] = key
     return Terms(np.array(list(merged.values()), np.float64), index)
 
 

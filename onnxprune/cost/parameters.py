@@ -29,7 +29,11 @@ CONTROL: dict[str, tuple[int, ...]] = {
 }  # fmt: skip
 """Operands that steer an operator: bounds, scales, zero points, fillings. They hold no weights."""
 
-_MOVERS = frozenset("Identity Reshape Squeeze Unsqueeze Transpose Flatten Cast Expand".split())
+MOVERS = frozenset({
+    "Identity", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Flatten", "Cast", "Expand",
+    "Gather", "Slice",
+})  # fmt: skip
+"""Operators behind which their first operand is still what it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +58,11 @@ def steers(value: str, model: Model) -> bool:
     A value that nothing uses steers nothing, but holds no weight either: True.
     """
     for node, k in model.uses.get(value, ()):
-        if is_control(node, k) or _scales_a_product(node, model):
+        moved = k == 0 and node.op in MOVERS and not node.domain
+        if moved and steers(node.outputs[0], model):
             continue
-        if k == 0 and node.op in _MOVERS and not node.domain and node.outputs:
-            if steers(node.outputs[0], model):
-                continue
-        return False
+        if not is_control(node, k) and not _scales_a_product(node, model):
+            return False
     return True
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
-from onnxprune.axes.facts import Facts
+from onnxprune.axes.facts import Facts, Work
 from onnxprune.axes.labels import Vector
-from onnxprune.axes.trace import Trace, trace
+from onnxprune.axes.trace import trace
 from onnxprune.axes.view import View
 
 
@@ -50,18 +50,21 @@ def sizes_at_one(facts: Facts) -> Sizes:
 
 def _hints(facts: Facts) -> dict[str, tuple[int, tuple[int, ...]]]:
     """What was the same under both bindings is so under a third."""
-    a: Trace = facts.trace
-    return {
-        v: (a.types[v], shape) for v, shape in a.shapes.items() if facts.other.shapes.get(v) == shape
-    }
+    a, b = facts.trace, facts.other
+    return {v: (a.types[v], d) for v, d in a.shapes.items() if b.shapes.get(v) == d}
 
 
 def macs(facts: Facts, sizes: Sizes, view: View | None = None) -> int:
     """Multiply-accumulates of the model, or of what a view keeps of it; loop bodies once."""
+    return sum(macs_of_work(w, sizes, view) for w in facts.work)
+
+
+def macs_of_work(work: Work, sizes: Sizes, view: View | None) -> int:
+    """Multiply-accumulates of one term of a node's work."""
 
     def size(labels: Vector) -> int:
         if view is not None and not (kept := view.mask(labels)).all():
             return int(kept.sum())
         return sizes.of(labels)
 
-    return sum(w.times * prod(size(v) for v in w.axes) for w in facts.work)
+    return work.times * prod(size(v) for v in work.axes)

@@ -80,7 +80,7 @@ class Edits:
 
     def constant(self, array: np.ndarray, base: str) -> str:
         """A new initializer; equal small ones are shared."""
-        array = np.ascontiguousarray(array)
+        array = np.asarray(array, order="C")  # (not ascontiguousarray: a scalar stays one)
         key = (array.dtype.str, array.shape, array.tobytes()) if array.size <= 4096 else None
         if key is not None and key in self._pool:
             return self._pool[key]

@@ -269,6 +269,31 @@ def counts(n: Node, v: View, e: Edits) -> None:
         e.set_attribute(n, "qkv_hidden_sizes", [int(v.mask(x).sum()) for x in hidden])
 
 
+def squeeze(n: Node, v: View, e: Edits) -> None:
+    """Without axes, what shrinks to one element would be squeezed as well."""
+    x = n.inputs[0]
+    if "axes" in n.attrs or any(n.inputs[1:]) or not v.shrinks(x):
+        return
+    axes = [k for k, d in enumerate(v.facts.trace.shapes[x]) if d == 1]
+    if n.version < 13:
+        e.set_attribute(n, "axes", axes)
+    else:
+        e.set_input(n, 1, e.constant(np.array(axes, np.int64), f"{n.label}_axes"))
+
+
+def size(n: Node, v: View, e: Edits) -> None:
+    """Size keeps telling what the original had."""
+    o = n.outputs[0]
+    if v.shrinks(n.inputs[0]) and v.facts.is_static(o):
+        e.replace(n, "Constant", [], value=numpy_helper.from_array(v.facts.trace.values[o]))
+
+
+def nbits(n: Node, v: View, e: Edits) -> None:
+    kept = v.shape(n.inputs[1])[0]
+    if kept != n.attrs["N"]:
+        e.set_attribute(n, "N", kept)
+
+
 def shape(n: Node, v: View, e: Edits) -> None:
     """Shape keeps telling the size that the original had; who reads it is fixed in turn."""
     x, o = n.inputs[0], n.outputs[0]
@@ -371,4 +396,7 @@ FIXES: dict[tuple[str, str], Fix] = {
     ("", "GRU"): recurrent,
     ("", "RNN"): recurrent,
     ("", "Shape"): shape,
+    ("", "Size"): size,
+    ("", "Squeeze"): squeeze,
+    ("com.microsoft", "MatMulNBits"): nbits,
 }

@@ -6,6 +6,8 @@ operands of which neither is exactly zero there are contracted with each other.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
 
@@ -54,12 +56,19 @@ def zero_point(value: str, facts: Facts) -> np.ndarray | None:
     return None
 
 
-def masked(view: View) -> onnx.ModelProto:
-    """The original with the removed slices of all its weights set to zero."""
+def masked(view: View, weights: Mapping[str, np.ndarray] | None = None) -> onnx.ModelProto:
+    """The original with the removed slices of all its weights set to zero.
+
+    `weights` (by value name, of the size they have after the cut) take the place of what the
+    original keeps: so a slim model's own, repaired weights are brought back to full size.
+    """
     facts = view.facts
     edits = Edits(facts)
 
     def blank(array: np.ndarray, kept: list[Mask], value: str) -> np.ndarray:
+        if weights is not None and value in weights:
+            array = np.array(array)
+            array[np.ix_(*kept)] = weights[value]
         if value in facts.unmasked or facts.trace.types.get(value) not in _MASKED_TYPES:
             return array
         out = np.array(array)
@@ -124,5 +133,6 @@ def _mask_sink(sink: Sink, view: View, edits: Edits, done: set[tuple[Node, int]]
 
 
 def _equal(a: Sink, b: Sink, view: View) -> bool:
+    """The same channels, though perhaps not as often: query heads share key heads."""
     root = view.solution.root
-    return len(a.labels) == len(b.labels) and bool((root[a.labels] == root[b.labels]).all())
+    return np.array_equal(np.unique(root[a.labels]), np.unique(root[b.labels]))

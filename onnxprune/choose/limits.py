@@ -1,0 +1,36 @@
+"""What a group may lose at most: floors, caps and alignment, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, floor
+
+import numpy as np
+from numpy.typing import NDArray
+
+Kept = NDArray[np.int64]
+"""Sorted indices of a group's channels that stay."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What every group's kept count must obey, whoever asks for it."""
+
+    min_channels: int = 1
+    max_ratio: float | None = None
+    """The largest share of its channels that a group may lose."""
+    align: int = 1
+    """Kept counts are rounded up to a multiple of it, never above the original."""
+
+
+def share(channels: int, ratio: float) -> int:
+    """floor(channels * ratio), where 0.29 of 100 is 29 though floats make it 28.999..."""
+    return floor(channels * ratio + 1e-9)
+
+
+def legal(wanted: int, channels: int, limits: Limits) -> int:
+    """The kept count nearest to `wanted` from above that a group of `channels` may have."""
+    kept = max(wanted, 1, min(limits.min_channels, channels))
+    if limits.max_ratio is not None:
+        kept = max(kept, channels - share(channels, limits.max_ratio))
+    return min(channels, ceil(kept / limits.align) * limits.align)

@@ -1,0 +1,163 @@
+"""onnxprune slim MODEL: remove channels, prove the result, save it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from onnxprune.cli.options import json_flag, model_argument, sizes
+from onnxprune.errors import PruneError, UsageError
+
+if TYPE_CHECKING:
+    from onnxprune.report.data import Report
+
+
+@click.command(name="slim")
+@model_argument
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Default: MODEL.slim.onnx.")
+@click.option("--ratio", type=float, help="Share of channels to remove from every group.")
+@click.option("--threshold", type=float, help="Remove what scores under it (1 = average).")
+@click.option("--dead", is_flag=True, help="Remove only what changes no output.")
+@click.option("--per-layer", type=click.Path(path_type=Path), help="YAML or JSON: regex -> ratio.")
+@click.option("--criterion", default="l2", show_default=True,
+              help="l1, l2, linf, bn-scale, geometric-median, random.")  # fmt: skip
+@click.option("--scores", type=click.Path(path_type=Path), help="Scores by weight name (.npz).")
+@click.option("--scope", type=click.Choice(["layer", "global"]), default="layer",
+              show_default=True, help="Ratio of every group, or of all together.")  # fmt: skip
+@click.option("--heads", type=click.Choice(["auto", "whole", "dims"]), default="auto",
+              show_default=True, help="Whole attention heads, or dims of every head.")  # fmt: skip
+@click.option("--include", multiple=True, metavar="REGEX", help="Only groups that match.")
+@click.option("--exclude", multiple=True, metavar="REGEX", help="Not groups that match.")
+@click.option("--align", default=1, show_default=True, help="Keep multiples of N channels.")
+@click.option("--min-channels", default=1, show_default=True, help="Keep at least so many.")
+@click.option("--max-ratio", type=float, help="A group loses at most this share.")
+@click.option("--repair", type=click.Choice(["none"]), default="none",
+              help="Correct the weights after the cut.")  # fmt: skip
+@click.option("--plan-out", type=click.Path(path_type=Path), help="Write what was chosen (JSON).")
+@click.option("--report", "reports", type=click.Path(path_type=Path), multiple=True,
+              help="Write a report (.json).")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Choose, cut and prove, but write no model.")
+@click.option("--no-verify", is_flag=True, help="Skip the proof.")
+@click.option("--provider", type=click.Choice(["cpu", "cuda", "tensorrt"]), default="cpu",
+              show_default=True, help="Where the proof runs.")  # fmt: skip
+@click.option("--seed", default=0, show_default=True)
+@sizes
+@json_flag
+@click.option("-q", "--quiet", is_flag=True, help="Only errors.")
+@click.option("-v", "--verbose", is_flag=True, help="Every group that stayed, and all notes.")
+def command(model: str, out: Path | None, plan_out: Path | None, reports: tuple[Path, ...],
+            dry_run: bool, as_json: bool, quiet: bool, verbose: bool, **how: Any) -> int:  # fmt: skip
+    """Remove channels from MODEL, prove the result, save it.
+
+    Say how much with one of --ratio, --threshold, --dead, --per-layer (which may also override
+    --ratio). A ratio of 0.5 removes half of the channels of every group; parameters and MACs fall
+    by more. Without repair, a high ratio costs accuracy.
+    """
+    _check(how, reports)
+    from onnxprune import pipeline
+    from onnxprune.cli.talk import print_json, stderr, stdout, working
+    from onnxprune.graph.files import check_output
+    from onnxprune.report.text import print_report
+
+    source = pipeline.source_of(model)
+    out = out or Path(model).with_suffix("").with_name(f"{Path(model).stem}.slim.onnx")
+    if not dry_run:
+        check_output(source.proto, out, source.folder)
+    try:
+        with working("reading the model", quiet or as_json) as tell:
+            result = _run(source, how, tell)
+            if not dry_run:
+                tell("saving")
+                result.save(out)
+    except PruneError as e:
+        report = e.report
+        if report is not None:
+            _write(report, reports)  # type: ignore[arg-type]
+            if as_json:
+                print_json(report.to_json())  # type: ignore[attr-defined]
+            elif not quiet:
+                print_report(report, stderr(), verbose)  # type: ignore[arg-type]
+        raise
+    report = result.report if dry_run else pipeline.with_out(result.report, out)
+    _write(report, reports)
+    if plan_out is not None:
+        from onnxprune.choose.plan import to_json
+
+        _replace(plan_out, to_json(result.plan))
+    if as_json:
+        print_json(report.to_json())
+    elif not quiet:
+        console = stdout()
+        print_report(report, console, verbose)
+        console.print(result.sentence)
+        for warning in (result.verdict.notes if result.verdict else ()):
+            console.print(f"note: {warning}")
+        console.print("nothing was written (--dry-run)" if dry_run else f"wrote {out}")
+    return 0
+
+
+def _check(how: dict[str, Any], reports: tuple[Path, ...]) -> None:
+    """Refuse what makes no sense before anything is loaded."""
+    asked = [k for k in ("ratio", "threshold") if how[k] is not None]
+    asked += ["dead"] if how["dead"] else []
+    if len(asked) > 1:
+        raise UsageError(f"--{asked[0]} and --{asked[1]} exclude each other")
+    if not asked and how["per_layer"] is None:
+        raise UsageError(
+            "how much should go?", hint="--ratio 0.5, --threshold T, --per-layer FILE or --dead"
+        )
+    if how["per_layer"] is not None and asked and asked != ["ratio"]:
+        raise UsageError(f"--per-layer and --{asked[0]} exclude each other")
+    for path in reports:
+        if path.suffix != ".json":
+            raise UsageError("unknown kind of report", where=str(path), hint="name it *.json")
+
+
+def _run(source: Any, how: dict[str, Any], tell: Any) -> Any:
+    from onnxprune import pipeline
+    from onnxprune.choose.filters import load_per_layer
+    from onnxprune.choose.scores import load_scores
+
+    sizes = pipeline.Sizes(dict(how["dims"]), dict(how["shapes"]))
+    common = {"verify": not how["no_verify"], "provider": how["provider"], "sizes": sizes,
+              "stage": tell}  # fmt: skip
+    if how["dead"]:
+        return pipeline.slim_dead(source, **common)
+    return pipeline.slim(
+        source,
+        ratio=how["ratio"],
+        threshold=how["threshold"],
+        per_layer=load_per_layer(how["per_layer"]) if how["per_layer"] else None,
+        scope=how["scope"],
+        criterion=how["criterion"],
+        scores=load_scores(how["scores"]) if how["scores"] else None,
+        heads=how["heads"],
+        include=how["include"],
+        exclude=how["exclude"],
+        min_channels=how["min_channels"],
+        max_ratio=how["max_ratio"],
+        align=how["align"],
+        seed=how["seed"],
+        **common,
+    )
+
+
+def _write(report: Report, paths: tuple[Path, ...]) -> None:
+    for path in paths:
+        _replace(path, json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a text file: whole or not at all."""
+    from onnxprune.graph.atomic import replacing
+
+    try:
+        with replacing([path]) as (temporary,):
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as e:
+        raise UsageError("can't write", where=str(path), why=str(e)) from e
+
+

@@ -1,0 +1,369 @@
+"""The verbs: load, analyze, slim, apply, verify. The only place where the rooms meet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from onnx import ModelProto
+
+import onnxprune
+from onnxprune.axes.analyse import facts_of
+from onnxprune.axes.facts import Facts
+from onnxprune.axes.solve import Group, Solution, groups
+from onnxprune.axes.view import View
+from onnxprune.check.verdict import Verdict
+from onnxprune.choose.allocate import Allocation, Request, allocate, check
+from onnxprune.choose.heads import resolve
+from onnxprune.choose.limits import Limits, share
+from onnxprune.choose.plan import Plan, check_plan, check_tensors, plan_of
+from onnxprune.choose.scores import Scores, group_scores
+from onnxprune.cost.budget import cost_model
+from onnxprune.cost.work import sizes_at_one
+from onnxprune.cut.cut import cut
+from onnxprune.errors import CheckFailed, NothingToPrune, UsageError
+from onnxprune.graph.files import Source, fingerprint, load, save
+from onnxprune.graph.model import normalise
+from onnxprune.report.data import Report
+from onnxprune.summary import (
+    group_rows,
+    layer_rows,
+    proof_sentence,
+    sizes_before_after,
+    sizes_text,
+    verdict_row,
+)
+
+AnyModel = str | PathLike[str] | ModelProto | Source
+Stage = Callable[[str], None]
+
+
+def _quiet(stage: str) -> None:
+    """Nobody is watching."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes for dynamic axes: by symbol (`dims`) and whole shapes by input name."""
+
+    dims: Mapping[str, int] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """What can be pruned in a model, decided up to which channels."""
+
+    source: Source
+    facts: Facts
+    solution: Solution
+    groups: tuple[Group, ...]
+    whole_groups: bool
+    """Grouped convolutions lose whole groups (else the same channels of every group)."""
+
+    def view(self, kept: Mapping[int, Any] | None = None) -> View:
+        """What is kept, by group id; everything without an argument."""
+        return View.of(self.solution, self.groups, kept or {})
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A slim model and all that is known about it."""
+
+    model: ModelProto
+    plan: Plan
+    report: Report
+    verdict: Verdict | None
+    source: Source
+
+    def save(self, out: str | PathLike[str]) -> None:
+        """Write the slim model: it appears whole or not at all."""
+        save(self.model, Path(out), self.source.folder)
+
+    @property
+    def sentence(self) -> str:
+        """The closing line."""
+        removed = self.report.removed
+        return (
+            f"{removed['params']:.1%} of the parameters and {removed['macs']:.1%} of the MACs "
+            f"are gone; {proof_sentence(self.verdict) if self.verdict else 'not verified'}"
+        )
+
+
+class Clock:
+    """Seconds by stage."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.seconds: dict[str, float] = {}
+        self.tell = stage
+
+    @contextmanager
+    def __call__(self, name: str, text: str) -> Iterator[None]:
+        self.tell(text)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(time.perf_counter() - start, 4)
+
+
+def source_of(model: AnyModel) -> Source:
+    """A loaded model, from whatever stands for it."""
+    return model if isinstance(model, Source) else load(model)
+
+
+def analyze(
+    model: AnyModel,
+    *,
+    heads: str = "auto",
+    ratio: float = 0.5,
+    sizes: Sizes = Sizes(),  # noqa: B008 (frozen)
+) -> Analysis:
+    """Find what can be pruned: labels, groups, and what is fixed and why.
+
+    Args:
+        heads: where channels split in two ways, keep whole heads ('whole'), the same dims of every
+            head ('dims'), or whichever loses the larger share at `ratio` ('auto').
+
+    Raises:
+        Unreadable: the model can't be read.
+    """
+    source = source_of(model)
+    analysed = normalise(source)
+
+    def one(whole_groups: bool) -> Analysis:
+        facts = facts_of(
+            analysed, fixed=sizes.dims, shapes=sizes.shapes, whole_groups=whole_groups
+        )
+        solution = resolve(facts, heads, ratio)
+        return Analysis(source, facts, solution, tuple(groups(solution)), whole_groups)
+
+    found = one(False)
+    if any(n.attrs.get("group", 1) > 1 for n in analysed.walk()):
+        other = one(True)
+        if _left_over(other, ratio) < _left_over(found, ratio) * 0.999:
+            return other
+    return found
+
+
+def _left_over(a: Analysis, ratio: float) -> float:
+    """Share of the parameters that a uniform cut would leave."""
+    model = cost_model(a.solution, a.groups, sizes_at_one(a.facts))
+    full = np.array([g.size for g in a.groups], float)
+    left = np.array([g.size - share(g.size, ratio) for g in a.groups], float)
+    return float(model.total("params", left)) / max(1.0, float(model.total("params", full)))
+
+
+def slim(
+    model: AnyModel,
+    *,
+    ratio: float | None = None,
+    threshold: float | None = None,
+    per_layer: Mapping[str, float] | None = None,
+    scope: Literal["layer", "global"] = "layer",
+    criterion: str = "l2",
+    scores: Mapping[str, np.ndarray] | None = None,
+    heads: str = "auto",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    min_channels: int = 1,
+    max_ratio: float | None = None,
+    align: int = 1,
+    seed: int = 0,
+    verify: bool = True,
+    provider: str = "cpu",
+    sizes: Sizes = Sizes(),  # noqa: B008 (frozen)
+    stage: Stage = _quiet,
+) -> Result:
+    """Remove channels from a model and prove the result. Nothing is written.
+
+    Args:
+        ratio: share of channels to remove, of each group or (`scope` "global") of all together.
+        threshold: remove what scores under it; 1 is the average of a group.
+        per_layer: regular expression -> ratio, for the groups whose names it finds.
+        criterion: how channels are ranked (see `onnxprune.choose.criteria`).
+        scores: scores by weight name that win over the criterion, a value per output channel.
+        heads: auto, whole or dims (see `onnxprune.choose.heads`).
+        include, exclude: regular expressions on node and tensor names; exclude wins.
+        min_channels, max_ratio, align: what every group must obey (see `onnxprune.choose.limits`).
+        verify: hold the slim model against the masked original in ONNX Runtime.
+        stage: is told what is being done.
+
+    Raises:
+        Unreadable: the model can't be read. UsageError: the request makes no sense.
+        NothingToPrune: every group stays as it is; `report` on the error tells why.
+        CheckFailed: the proof failed, or the original can't be run.
+    """
+    request = Request(
+        ratio, threshold, scope, per_layer or {}, tuple(include), tuple(exclude),
+        Limits(min_channels, max_ratio, align),
+    )  # fmt: skip
+    check(request)
+    if ratio is None and threshold is None and not per_layer:
+        raise UsageError("how much should go?", hint="ratio=0.5, a threshold, or ratios per layer")
+    clock = Clock(stage)
+    with clock("load", "reading the model"):
+        source = source_of(model)
+    with clock("analyse", "finding what is tied to what"):
+        analysis = analyze(source, heads=heads, ratio=0.5 if ratio is None else ratio, sizes=sizes)
+    options = _options(request, criterion, heads, seed, scores is not None)
+    with clock("choose", "ranking channels"):
+        ranked = group_scores(analysis.facts, analysis.groups, criterion, seed, scores)
+        try:
+            chosen = allocate(analysis.facts, analysis.groups, ranked, request)
+        except NothingToPrune as e:
+            e.report = report_of(analysis, None, None, ranked, None, clock, options)
+            raise
+    return finish(analysis, chosen, ranked, options, clock, verify=verify, provider=provider)
+
+
+def finish(
+    analysis: Analysis,
+    chosen: Allocation,
+    ranked: Scores | None,
+    options: Mapping[str, Any],
+    clock: Clock,
+    *,
+    verify: bool,
+    provider: str,
+) -> Result:
+    """Cut what was chosen, prove it, and tell."""
+    with clock("cut", "cutting"):
+        view = analysis.view(chosen.kept)
+        done = cut(view)
+        plan = plan_of(
+            view, analysis.groups, chosen.kept, fingerprint(analysis.source),
+            whole_groups=analysis.whole_groups, options=options,
+        )  # fmt: skip
+    verdict = None
+    if verify:
+        from onnxprune.check.verify import verify as prove
+
+        with clock("verify", "proving the result in ONNX Runtime"):
+            verdict = prove(view, done.model, provider=provider)
+    report = report_of(analysis, chosen, done.model, ranked, verdict, clock, options, done.notes)
+    if verdict is not None and not verdict.passed:
+        error = CheckFailed(
+            "the slim model is not the original without the removed channels",
+            where=verdict.first_bad or verdict.worst,
+            why=f"relative error {verdict.max_rel_err:.1e}, allowed {verdict.tolerance:.0e}",
+            hint="nothing was written; please report this with the model",
+        )
+        error.report = report
+        raise error
+    return Result(done.model, plan, report, verdict, analysis.source)
+
+
+def report_of(
+    analysis: Analysis,
+    chosen: Allocation | None,
+    model: ModelProto | None,
+    ranked: Scores | None,
+    verdict: Verdict | None,
+    clock: Clock,
+    options: Mapping[str, Any],
+    notes: tuple[str, ...] = (),
+) -> Report:
+    """Everything about a run, as data."""
+    sizes = sizes_at_one(analysis.facts)
+    kept = {} if chosen is None else chosen.kept
+    view = analysis.view(kept)
+    before, after = sizes_before_after(view, analysis.groups, model, sizes)
+    source, facts = analysis.source, analysis.facts
+    guesses = tuple(f"shape unknown at {where}: {why}" for where, why in facts.trace.failures)
+    return Report(
+        tool=f"onnxprune {onnxprune.__version__}",
+        model=str(source.path or "(in memory)"),
+        out=None,
+        before=before,
+        after=after,
+        groups=group_rows(
+            view, analysis.groups, {} if chosen is None else chosen.left, ranked, kept
+        ),
+        layers=layer_rows(view, sizes),
+        options=options,
+        sizes=sizes_text(sizes),
+        timings=clock.seconds,
+        verify=None if verdict is None else verdict_row(verdict),
+        unknown=dict(facts.unknown),
+        notes=(*notes, *(ranked.notes if ranked else ()), *guesses),
+    )
+
+
+def _options(
+    request: Request, criterion: str, heads: str, seed: int, given: bool
+) -> dict[str, Any]:
+    limits = request.limits
+    found: dict[str, Any] = {
+        "ratio": request.ratio,
+        "threshold": request.threshold,
+        "per_layer": dict(request.per_layer) or None,
+        "criterion": criterion,
+        "scores": given or None,
+        "scope": request.scope,
+        "heads": heads,
+        "include": list(request.include) or None,
+        "exclude": list(request.exclude) or None,
+        "align": limits.align,
+        "min_channels": limits.min_channels,
+        "max_ratio": limits.max_ratio,
+        "seed": seed,
+    }
+    return {k: v for k, v in found.items() if v is not None}
+
+
+def replay(plan: Plan, model: AnyModel) -> tuple[Analysis, View]:
+    """The analysis and the view that a plan was made of, found again on the same model.
+
+    Raises:
+        Unreadable: it is another model, or the plan does not fit it.
+    """
+    source = source_of(model)
+    facts = facts_of(
+        normalise(source), fixed=plan.analysis.dims, shapes=plan.analysis.shapes,
+        whole_groups=plan.analysis.whole_groups,
+    )  # fmt: skip
+    solution = resolve(facts, "auto", 0.5, plan.analysis.frozen)
+    analysis = Analysis(
+        source, facts, solution, tuple(groups(solution)), plan.analysis.whole_groups
+    )
+    check_plan(plan, fingerprint(source), analysis.groups)
+    view = analysis.view(plan.kept)
+    check_tensors(plan, view)
+    return analysis, view
+
+
+def apply(plan: Plan, model: AnyModel) -> ModelProto:
+    """Replay a plan: the identical slim model.
+
+    Raises:
+        Unreadable: the plan is for another model, or does not fit it.
+    """
+    return cut(replay(plan, model)[1]).model
+
+
+def verify(
+    original: AnyModel, slim_model: AnyModel, plan: Plan, *, provider: str = "cpu"
+) -> Verdict:
+    """Prove that a slim model is its original without the channels that the plan removes.
+
+    Raises:
+        Unreadable: a file can't be read, or the plan is for another model.
+        CheckFailed: the original can't be run.
+    """
+    from onnxprune.check.verify import verify_files
+
+    _, view = replay(plan, original)
+    return verify_files(source_of(original), source_of(slim_model), view, provider=provider)
+
+
+def with_out(report: Report, out: Path) -> Report:
+    """The report of a model that has been written."""
+    return replace(report, out=str(out))
