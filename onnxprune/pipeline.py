@@ -297,6 +297,11 @@ def report_of(
     )
 
 
+def describe(analysis: Analysis) -> Report:
+    """A report of what could be pruned, with nothing pruned."""
+    return report_of(analysis, None, None, None, None, Clock(_quiet), {})
+
+
 def _options(
     request: Request, criterion: str, heads: str, seed: int, given: bool
 ) -> dict[str, Any]:

@@ -18,6 +18,8 @@ Vector = NDArray[np.int64]
 """The labels of one axis, a label per index."""
 
 _LARGE = 100_000
+WINDOW = "slides over this axis"
+"""Why the axes of a convolution's window stay: they are no channels."""
 
 
 def pinned(size: int) -> Vector:

@@ -15,7 +15,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from onnxprune.axes.facts import Facts
-from onnxprune.axes.labels import Labels, Pin, Vector
+from onnxprune.axes.labels import WINDOW, Labels, Pin, Vector
 from onnxprune.graph.model import WEIGHT_TYPES
 
 
@@ -269,30 +269,76 @@ def _name(facts: Facts, members: Sequence[Member]) -> str:
     return facts.model.in_file(best.value)
 
 
-def fixed_groups(s: Solution) -> list[Fixed]:
-    """Weight axes that stay, gathered by what ties them, with the reasons given by the nodes."""
-    labels, facts = s.facts.labels, s.facts
+@dataclass(eq=False)
+class _Reasons:
+    """Who pins what, by the components that labels form without any pin."""
+
+    tied: NDArray[np.int64]
+    pins: dict[int, list[Pin]]
+    parts: dict[int, list[int]]
+    """Component of a conjunction -> components of its two sides."""
+
+    def of(self, labels: Vector) -> tuple[str, ...]:
+        todo = list(dict.fromkeys(self.tied[labels[labels != 0]].tolist()))[:64]
+        seen = set(todo)
+        out: dict[str, None] = {}
+        while todo:
+            c = todo.pop(0)
+            for p in self.pins.get(c, ()):
+                out[f"{p.why} ({p.node})"] = None
+            for d in self.parts.get(c, ()):
+                if d not in seen:
+                    seen.add(d)
+                    todo.append(d)
+        return tuple(out) or (NO_RULE,)
+
+
+NO_RULE = "it meets an input of the model, or an axis that no rule lets shrink"
+
+
+def _who(s: Solution) -> _Reasons:
+    labels = s.facts.labels
     a, b = _stack(labels.same_a), _stack(labels.same_b)
     ties = (a != 0) & (b != 0)
-    free = _components(labels.count, a[ties], b[ties])
-    why: dict[int, list[Pin]] = {}
+    tied = _components(labels.count, a[ties], b[ties])
+    pins: dict[int, list[Pin]] = {}
     for pin in labels.pins:
-        for c in np.unique(free[pin.labels]):
-            why.setdefault(int(c), []).append(pin)
-    table: dict[tuple[int, ...], tuple[list[str], int]] = {}
+        for c in np.unique(tied[pin.labels]).tolist():
+            pins.setdefault(c, []).append(pin)
+    parts: dict[int, list[int]] = {}
+    x, p, q = (tied[_stack(v)] for v in (labels.both, labels.both_a, labels.both_b))
+    for part in (p, q):
+        pairs = np.unique(np.stack([x, part]), axis=1)
+        for c, d in pairs.T.tolist():
+            parts.setdefault(c, []).append(d)
+            parts.setdefault(d, []).append(c)
+    return _Reasons(tied, pins, parts)
+
+
+def reasons(s: Solution, labels: Vector) -> tuple[str, ...]:
+    """Who fixes these labels, and why."""
+    return _who(s).of(labels)
+
+
+def fixed_groups(s: Solution) -> list[Fixed]:
+    """Weight axes that stay, gathered by what ties them, with the reasons given by the nodes.
+
+    Windows of convolutions are no channels and are not listed.
+    """
+    who, facts = _who(s), s.facts
+    table: dict[tuple[int, ...], tuple[list[str], Vector]] = {}
     for value, c in facts.model.constants.items():
         if value not in facts.axes or c.tensor.data_type not in WEIGHT_TYPES:
             continue
         for v in facts.axes[value]:
             if len(v) > 1 and v.any() and (s.root[v] == s.zero).all():
-                key = tuple(np.unique(free[v])[:8].tolist())
-                entry = table.setdefault(key, ([], len(v)))
-                entry[0].append(value)
+                key = tuple(np.unique(who.tied[v])[:8].tolist())
+                table.setdefault(key, ([], v))[0].append(value)
     out = []
-    for key, (values, n) in table.items():
-        reasons = dict.fromkeys(
-            f"{p.why} ({p.node})" for c in key for p in why.get(c, [])
-        ) or {"it reads an input of the model, or an axis that no rule lets shrink": None}
+    for values, labels in table.values():
+        why = who.of(labels)
+        if all(WINDOW in w for w in why):
+            continue
         names = tuple(dict.fromkeys(facts.model.in_file(v) for v in values))
-        out.append(Fixed(names[0], n, tuple(reasons), names))
+        out.append(Fixed(names[0], len(labels), why, names))
     return out

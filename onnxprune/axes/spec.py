@@ -102,7 +102,7 @@ def expand(operand: tuple[Axis, ...], shape: Sequence[int], text: str) -> list[A
         letter = operand[k].letters[0]
         fill = [Axis((f"{letter}.{rest - j}",)) for j in range(rest)]
     else:
-        fill = [Axis((), mixed=True)] * rest
+        fill = [Axis((), mixed=True, many=True)] * rest
     return [*operand[:k], *fill, *operand[k + 1 :]]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from onnx import TensorProto
 
 from onnxprune.axes.facts import Facts, Role, Sink, Work
-from onnxprune.axes.labels import Vector, pinned
+from onnxprune.axes.labels import WINDOW, Vector, pinned
 from onnxprune.axes.movers import MOVERS, find_shuffle
 from onnxprune.axes.rules import ELEMENTWISE, PINNED, SPECS, SUMS, UNMASKED_OPERANDS
 from onnxprune.axes.special import SPECIAL
@@ -311,7 +311,8 @@ class Walk:
                 if f.is_output or len(v) == 1:
                     continue
                 if axis.mixed or not axis.letters:
-                    self.pin_axis(n, v, f"{n.op} mixes this axis")
+                    why = "mixes this axis" if axis.letters or not axis.many else WINDOW
+                    self.pin_axis(n, v, f"{n.op} {why}")
                     continue
                 key = live(axis)
                 if int(np.prod(sizes(key))) != len(v):

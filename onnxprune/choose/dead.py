@@ -53,9 +53,10 @@ def dead_channels(solution: Solution, groups: Sequence[Group]) -> Dead:
     found = True
     while found:  # what only fed channels that went is dead in turn
         found = False
+        search.used.clear()
         for g in open_:
-            stays = [k for k in kept[g.id] if not search.adds_nothing(int(g.roots[k]))]
-            stays = stays or [int(kept[g.id][0])]
+            have = kept[g.id].tolist()
+            stays = [k for k in have if not search.adds_nothing(int(g.roots[k]))] or have[:1]
             if len(stays) < len(kept[g.id]):
                 gone = np.setdiff1d(kept[g.id], stays)
                 search.gone.update(g.roots[gone].tolist())
@@ -74,6 +75,15 @@ class _Search:
         for s in self.facts.sinks:
             for r in np.unique(solution.root[s.labels]).tolist():
                 self.ends.setdefault(r, {}).setdefault(s.node, []).append(s)
+        self.used: dict[tuple[Node, int, int], NDArray[np.bool_]] = {}
+        """Which indices of a contracted weight axis are used; stale ones only claim more use."""
+        self.counted = {
+            int(r)
+            for table in self.facts.heads.values()
+            for labels in table.values()
+            for r in np.unique(solution.root[labels])
+        }
+        """Channels that a fused operator (attention, group norm) counts."""
         self.ranged: set[int] = set()
         """Channels that a dynamic quantiser takes its range over: any but 0 matters there."""
         for node in self.facts.model.walk():
@@ -84,12 +94,8 @@ class _Search:
         return [r for r, v in self.constants.of.get(value, {}).items() if v == 0]
 
     def is_fused(self, group: Group) -> bool:
-        """Does a fused operator (attention, group norm) use the channels in ways not seen here?"""
-        counted = [v for table in self.facts.heads.values() for v in table.values()]
-        held = {int(r) for v in counted for r in np.unique(self.solution.root[v])}
-        return bool(held & set(group.roots.tolist())) or not self.ends.keys() & set(
-            group.roots.tolist()
-        )
+        """Does a fused operator use the channels in ways not seen here?"""
+        return not self.counted.isdisjoint(group.roots.tolist())
 
     def adds_nothing(self, root: int) -> bool:
         """Can a channel go, with or without a shift of its consumers' biases?"""
@@ -113,17 +119,20 @@ class _Search:
     def _is_zero(self, sink: Sink, root: int) -> bool:
         """Is a weight 0 all along a channel, outputs that went already left out?"""
         value = sink.node.inputs[sink.operand]
-        w = real_values(value, self.facts)
-        gone = list(self.gone - {root})
-        for k, axis in enumerate(self.constants.axes(value)):
-            mask = axis == root if k == sink.axis else ~np.isin(axis, gone)
-            w = np.compress(mask, w, axis=k)
-        return not w.any()
+        axes = self.constants.axes(value)
+        key = (sink.node, sink.operand, sink.axis)
+        if key not in self.used:
+            w, gone = real_values(value, self.facts) != 0, list(self.gone)
+            for k, axis in enumerate(axes):
+                if k != sink.axis:
+                    w = np.compress(~np.isin(axis, gone), w, axis=k)
+            self.used[key] = w.any(axis=tuple(k for k in range(w.ndim) if k != sink.axis))
+        return not self.used[key][axes[sink.axis] == root].any()
 
     def _shift(
         self, node: Node, x: Sink, weight: Sink, root: int
     ) -> tuple[int, NDArray[np.float64]] | None:
-        """(bias operand, (outputs,) what a constant channel adds); None where it depends on place."""
+        """(bias operand, what a constant channel adds to each output); None where places differ."""
         if node.domain or node.op not in ("Conv", "Gemm") or x.operand != 0 or weight.operand != 1:
             return None
         size = self._bias_size(node)
@@ -161,6 +170,7 @@ class _Search:
     def shifts(self) -> tuple[BiasShift, ...]:
         """What the consumers of all channels that went must gain, a shift per node."""
         total: dict[Node, tuple[int, NDArray[np.float64]]] = {}
+        self.used.clear()
         for root in sorted(self.gone):
             for node, sinks in self.ends[root].items():
                 stored = [s for s in sinks if self.constants.is_stored(node.inputs[s.operand])]

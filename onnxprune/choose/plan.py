@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -223,6 +224,19 @@ def from_json(text: str, where: str = "the plan") -> Plan:
         tuple(AddedBias(r.text("node"), r.text("tensor")) for r in top.rows("biases")),
         dict(top.table("options").data),
     )
+
+
+def read_plan(path: Path) -> Plan:
+    """A plan from a file.
+
+    Raises:
+        Unreadable: there is no such file, or it is no plan.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise Unreadable("the plan can't be read", where=str(path), why=str(e)) from e
+    return from_json(text, str(path))
 
 
 def _group(r: Reader) -> KeptChannels:

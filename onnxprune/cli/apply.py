@@ -1,0 +1,31 @@
+"""onnxprune apply PLAN MODEL: replay a plan on the model that it was made for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from onnxprune.cli.options import model_argument
+
+
+@click.command(name="apply")
+@click.argument("plan", type=click.Path(path_type=Path))
+@model_argument
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True)
+@click.option("-q", "--quiet", is_flag=True, help="Only errors.")
+def command(plan: Path, model: str, out: Path, quiet: bool) -> int:
+    """Replay PLAN on MODEL: the identical slim model.
+
+    MODEL must be the model that the plan was made for; another one ends with exit code 3.
+    """
+    from onnxprune import pipeline
+    from onnxprune.choose.plan import read_plan
+    from onnxprune.graph.files import check_output, save
+
+    source = pipeline.source_of(model)
+    check_output(source.proto, out, source.folder)
+    save(pipeline.apply(read_plan(plan), source), out, source.folder)
+    if not quiet:
+        click.echo(f"wrote {out}")
+    return 0
