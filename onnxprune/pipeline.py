@@ -15,7 +15,7 @@ import numpy as np
 from onnx import ModelProto
 
 import onnxprune
-from onnxprune.axes.analyse import facts_of
+from onnxprune.axes.analyse import Known, facts_of
 from onnxprune.axes.facts import Facts
 from onnxprune.axes.solve import Group, Solution, groups
 from onnxprune.axes.view import View
@@ -29,8 +29,9 @@ from onnxprune.cost.budget import cost_model
 from onnxprune.cost.work import sizes_at_one
 from onnxprune.cut.cut import cut
 from onnxprune.errors import CheckFailed, NothingToPrune, UsageError
+from onnxprune.graph.binding import Binding
 from onnxprune.graph.files import Source, fingerprint, load, save
-from onnxprune.graph.model import normalise
+from onnxprune.graph.model import Model, normalise
 from onnxprune.report.data import Report
 from onnxprune.summary import (
     group_rows,
@@ -43,6 +44,8 @@ from onnxprune.summary import (
 
 AnyModel = str | PathLike[str] | ModelProto | Source
 Stage = Callable[[str], None]
+Runs = Sequence[tuple[Binding, Known]]
+"""Bindings that a model was run under, and the shapes that it had."""
 
 
 def _quiet(stage: str) -> None:
@@ -138,10 +141,11 @@ def analyze(
     source = source_of(model)
     analysed = normalise(source)
 
+    measured: Runs = ()
+
     def one(whole_groups: bool) -> Analysis:
-        facts = facts_of(
-            analysed, fixed=sizes.dims, shapes=sizes.shapes, whole_groups=whole_groups
-        )
+        nonlocal measured
+        facts, measured = _facts(analysed, sizes, whole_groups, measured)
         solution = resolve(facts, heads, ratio)
         return Analysis(source, facts, solution, tuple(groups(solution)), whole_groups)
 
@@ -151,6 +155,24 @@ def analyze(
         if _left_over(other, ratio) < _left_over(found, ratio) * 0.999:
             return other
     return found
+
+
+def _facts(
+    model: Model, sizes: Sizes, whole_groups: bool, measured: Runs = ()
+) -> tuple[Facts, Runs]:
+    """The facts; where shapes stay unknown (scripted sequences), those of a run of the model."""
+    facts = facts_of(
+        model, fixed=sizes.dims, shapes=sizes.shapes, whole_groups=whole_groups, measured=measured
+    )
+    known = facts.trace.shapes
+    if measured or all(o in known for n in model.graph.nodes for o in n.outputs if o):
+        return facts, measured
+    from onnxprune.check.measure import measured as measure
+
+    runs = measure(facts)
+    if not runs:
+        return facts, ()
+    return facts_of(model, whole_groups=whole_groups, measured=runs), runs
 
 
 def _left_over(a: Analysis, ratio: float) -> float:
@@ -331,10 +353,8 @@ def replay(plan: Plan, model: AnyModel) -> tuple[Analysis, View]:
         Unreadable: it is another model, or the plan does not fit it.
     """
     source = source_of(model)
-    facts = facts_of(
-        normalise(source), fixed=plan.analysis.dims, shapes=plan.analysis.shapes,
-        whole_groups=plan.analysis.whole_groups,
-    )  # fmt: skip
+    sizes = Sizes(plan.analysis.dims, plan.analysis.shapes)
+    facts, _ = _facts(normalise(source), sizes, plan.analysis.whole_groups)
     solution = resolve(facts, "auto", 0.5, plan.analysis.frozen)
     analysis = Analysis(
         source, facts, solution, tuple(groups(solution)), plan.analysis.whole_groups

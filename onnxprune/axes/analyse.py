@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from onnx import GraphProto
@@ -12,6 +12,9 @@ from onnxprune.axes.trace import Shape, Trace, trace
 from onnxprune.axes.walk import analyse
 from onnxprune.graph.binding import Binding, candidates, is_dynamic
 from onnxprune.graph.model import Model
+
+Known = Mapping[str, tuple[int, Shape]]
+"""Value name -> element type and shape."""
 
 
 def _hints(graph: GraphProto) -> dict[str, tuple[int, Shape]]:
@@ -59,7 +62,19 @@ def facts_of(
     fixed: Mapping[str, int] | None = None,
     shapes: Mapping[str, Shape] | None = None,
     whole_groups: bool = False,
+    measured: Sequence[tuple[Binding, Known]] = (),
 ) -> Facts:
-    """All facts about a model (see `axes/facts.py`)."""
-    first, other = trace_pair(model, fixed, shapes)
+    """All facts about a model (see `axes/facts.py`).
+
+    `measured` are bindings and shapes read off a run of the model, for what inference can't tell.
+    """
+    if measured:
+        hints = _hints(model.proto.graph)
+        runs = [trace(model, b, {**hints, **known}) for b, known in measured]
+        first, other = runs[0], runs[-1]
+        if first is other and first.guessed:
+            binding, known = measured[0]
+            other = trace(model, replace(binding, unknown=binding.unknown + 2), {**hints, **known})
+    else:
+        first, other = trace_pair(model, fixed, shapes)
     return analyse(model, first, other, whole_groups=whole_groups)

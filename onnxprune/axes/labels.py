@@ -18,6 +18,8 @@ Vector = NDArray[np.int64]
 """The labels of one axis, a label per index."""
 
 _LARGE = 100_000
+LONGEST = 2_000_000
+"""Elements of an axis that is still followed through a Reshape that splits or folds it."""
 WINDOW = "slides over this axis"
 """Why the axes of a convolution's window stay: they are no channels."""
 
@@ -101,6 +103,9 @@ class Labels:
         out = [pinned(d) for d in sizes]
         if not live or not labels.any():
             return out
+        if len(live) > 1 and len(labels) > LONGEST:
+            self.pin(labels, "cut out of an axis of millions", "")
+            return out
         if len(live) == 1:
             out[live[0]] = labels
             return out
@@ -125,6 +130,11 @@ class Labels:
             if out.any() and part.any():
                 ua, ia = np.unique(out, return_inverse=True)
                 ub, ib = np.unique(part, return_inverse=True)
+                if len(out) * len(part) > LONGEST:  # tokens by tokens: no channels there
+                    self.pin(ua, "folded into an axis of millions", "")
+                    self.pin(ub, "folded into an axis of millions", "")
+                    out = pinned(len(out) * len(part))
+                    continue
                 table = self.conjunction(ua[:, None], ub[None, :]).reshape(len(ua), len(ub))
                 out = table[ia.ravel()][:, ib.ravel()].ravel()
             elif out.any():

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from onnxprune.graph.model import Node
 
 if TYPE_CHECKING:
+    from onnxprune.axes.facts import Facts
     from onnxprune.axes.walk import Walk
 
 Rule = str | Callable[[Node, "Walk"], str]
@@ -181,17 +182,16 @@ def mean_variance(n: Node, w: Walk) -> str:
     return _mixing(n, w, {a % rank for a in n.attrs.get("axes", [0, 2, 3])})
 
 
-def reduced_axes(n: Node, w: Walk) -> set[int]:
-    """The axes that a Reduce or Arg operator reduces."""
-    rank = w.rank(n.inputs[0])
+def reduced_axes(n: Node, f: Facts, rank: int) -> set[int] | None:
+    """The axes that a Reduce or Arg operator reduces; None where they depend on the input."""
     if n.op.startswith("Arg"):
         axes = [n.attrs.get("axis", 0)]
     elif "axes" in n.attrs:
         axes = n.attrs["axes"]
     elif len(n.inputs) > 1 and n.inputs[1]:
-        known = w.known(n.inputs[1])
+        known = f.known(n.inputs[1])
         if known is None:
-            raise w.refuse("its axes are not constant")
+            return None
         axes = known.ravel().tolist()
     else:
         axes = [] if n.attrs.get("noop_with_empty_axes") else list(range(rank))
@@ -205,7 +205,9 @@ SUMS = frozenset("ReduceSum ReduceSumSquare ReduceL1 ReduceL2 ReduceMean".split(
 
 def reduce(n: Node, w: Walk) -> str:
     """Sums over channels are exact where removed channels are 0 (means after a factor)."""
-    axes = reduced_axes(n, w)
+    axes = reduced_axes(n, w.facts, w.rank(n.inputs[0]))
+    if axes is None:
+        raise w.refuse("its axes are not constant")
     x, y = [], []
     if n.op == "ReduceMean":
         w.facts.means.append((n, tuple(sorted(axes))))
@@ -269,12 +271,12 @@ def nbits(n: Node, w: Walk) -> str:
     """Blocks of a few bits along the contracted axis: filters go, what they read stays."""
     rank = w.rank(n.inputs[2])
     scales = "n _" if rank == 2 else "(n q)"
-    points = ", (n p)" if len(n.inputs) > 3 and n.inputs[3] and w.rank(n.inputs[3]) == 1 else ", n _"
-    return f"*b k!, n _ _, {scales}{points}, _, n -> *b n"
+    flat = len(n.inputs) > 3 and n.inputs[3] and w.rank(n.inputs[3]) == 1
+    return f"*b k!, n _ _, {scales}, {'(n p)' if flat else 'n _'}, _, n -> *b n"
 
 
 def max_pool(n: Node, w: Walk) -> str:
-    """Indices count positions in the whole tensor: only a MaxUnpool that is cut alike reads them."""
+    """Indices count positions in the whole tensor: only a MaxUnpool cut alike can read them."""
     indices = n.outputs[1] if len(n.outputs) > 1 else ""
     readers = w.model.uses.get(indices, []) if indices else []
     if indices in w.model.graph.outputs or any(u.op != "MaxUnpool" for u, _ in readers):
@@ -403,9 +405,9 @@ ELEMENTWISE: dict[tuple[str, str], tuple[int, ...] | None] = {
 }
 
 ZERO_KEEPING = frozenset(
-    """Relu LeakyRelu Tanh Erf Gelu HardSwish Sqrt Abs Neg Elu Selu Celu Sin Tan Sinh Asin Atan Asinh
-    Atanh Mish Softsign Swish Sign Floor Ceil Round Shrink ThresholdedRelu Identity Cast Dropout QuickGelu
-    """.split()
+    """Relu LeakyRelu Tanh Erf Gelu HardSwish Sqrt Abs Neg Elu Selu Celu Sin Tan Sinh Asin Atan
+    Asinh Atanh Mish Softsign Swish Sign Floor Ceil Round Shrink ThresholdedRelu Identity Cast
+    Dropout QuickGelu""".split()
 )
 """Element-wise with f(0) = 0 (the other zero rules are in `axes/zero.py`)."""
 
@@ -449,7 +451,8 @@ _REASONS: dict[str, str] = {
     f"{MS}.RelativePositionBias {MS}.GemmaRotaryEmbedding {MS}.MRotaryEmbedding":
         "is fused attention that is not followed",
     f"{MS}.RemovePadding {MS}.RestorePadding": "packs a batch by the lengths in it",
-    f"{MS}.NhwcConv {MS}.NhwcFusedConv {MS}.NhwcMaxPool {MS}.QLinearConv": "has the layout of one provider",
+    f"{MS}.NhwcConv {MS}.NhwcFusedConv {MS}.NhwcMaxPool {MS}.QLinearConv":
+        "has the layout of one provider",
     f"{MS}.GatherBlockQuantized {MS}.MatMulBnb4 {MS}.MatMulFpQ4 {MS}.QMoE":
         "packs several weights into one number",
     f"{MS}.MatMulNBitsMlp {MS}.MatMulNBitsQkv {MS}.MoE {MS}.FusedMatMulActivation "
@@ -463,7 +466,8 @@ _REASONS: dict[str, str] = {
         "mixes a whole matrix or signal",
     f"{MS}.BeamSearch {MS}.GreedySearch {MS}.Sampling {MS}.WhisperBeamSearch "
     f"{MS}.NGramRepeatBlock {MS}.BifurcationDetector": "runs a search of its own",
-    f"{MS}.Tokenizer {MS}.MurmurHash3 {MS}.WordConvEmbedding {MS}.TorchEmbedding": "looks things up",
+    f"{MS}.Tokenizer {MS}.MurmurHash3 {MS}.WordConvEmbedding {MS}.TorchEmbedding":
+        "looks things up",
     f"{MS}.EPContext {MS}.Snpe": "is compiled for one device",
     f"{MS}.Unique {MS}.GatherND {MS}.Pad {MS}.Trilu {MS}.Range {MS}.ExpandDims {MS}.UnfoldTensor "
     f"{MS}.CropAndResize {MS}.GridSample {MS}.MaxpoolWithMask {MS}.ConvTransposeWithDynamicPads "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -42,7 +43,7 @@ def _bounds(size: int, split: np.ndarray | None) -> list[tuple[int, int]]:
         ends = [*range(0, size, int(split)), size]
     else:
         ends = [0, *np.cumsum(split).tolist()]
-    return list(zip(ends[:-1], ends[1:], strict=True))
+    return list(pairwise(ends))
 
 
 def _edited(n: Node, elements: Sequence[T], new: T | None, at: np.ndarray | None) -> list[T]:

@@ -133,9 +133,18 @@ def _attend(
     return [q[0], q[1], q[2], v[3]]
 
 
-def _pin_rest(n: Node, w: Walk, inputs: Sequence[str]) -> None:
-    for i in inputs:
-        w.pin(n, i, f"{n.op} reads it as control")
+def _pin_rest(n: Node, w: Walk, inputs: Sequence[str], heads: Vector | None = None) -> None:
+    """Control operands; a mask of (batch, heads, time, time) goes with the heads that it has."""
+    for i in filter(None, inputs):
+        axes = w.get(i)
+        if heads is not None and len(axes) == 4 and len(axes[1]) > 1:
+            if len(axes[1]) == len(heads):
+                w.labels.same(axes[1], heads)
+            else:
+                w.pin_axis(n, heads, f"{n.op} reads a mask with other heads")
+            axes = [axes[0], *axes[2:]]
+        for v in axes:
+            w.pin_axis(n, v, f"{n.op} reads it as control")
 
 
 def attention(n: Node, w: Walk) -> None:
@@ -194,7 +203,7 @@ def ms_attention(n: Node, w: Walk) -> None:
     ends = np.cumsum([0, *sizes])
     parts = [weight[1][a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
     (q1, q3), (k1, k3), (v1, v3) = (_heads(n, w, p, heads) for p in parts)
-    _pin_rest(n, w, n.inputs[3:])
+    _pin_rest(n, w, n.inputs[3:], q1)
     if any(n.inputs[4:5]):
         for v in parts:
             w.pin_axis(n, v, "Attention continues a cache that the caller holds")
@@ -223,7 +232,7 @@ def multi_head(n: Node, w: Walk) -> None:
     (q1, q3), (k1, k3), (v1, v3) = (_heads(n, w, v[2], heads) for v in x)
     if len(n.inputs) > 3 and n.inputs[3]:
         w.labels.same(w.get(n.inputs[3])[0], np.concatenate([v[2] for v in x]))
-    _pin_rest(n, w, n.inputs[4:])
+    _pin_rest(n, w, n.inputs[4:], q1)
     if any(n.inputs[6:8]) or any(n.outputs[1:]):
         for v in x:
             w.pin_axis(n, v[2], "MultiHeadAttention keeps a cache")
@@ -258,7 +267,7 @@ def group_query(n: Node, w: Walk) -> None:
             w.labels.same(cache[3], axes[1])
             w.pin_axis(n, cache[0], "GroupQueryAttention goes over a batch")
             w.pin_axis(n, cache[2], "GroupQueryAttention mixes over time")
-    _pin_rest(n, w, n.inputs[5:])
+    _pin_rest(n, w, n.inputs[5:], q1)
     names = {"num_heads": "q", "kv_num_heads": "kv"}
     out = _attend(
         n, w, [q[0], q1, q[1], q3], [k[0], k1, k[1], k3], [v[0], v1, v[1], v3], names

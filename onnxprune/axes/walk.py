@@ -12,9 +12,9 @@ from onnxprune.axes.facts import Facts, Role, Sink, Work
 from onnxprune.axes.labels import WINDOW, Vector, pinned
 from onnxprune.axes.movers import MOVERS, find_shuffle
 from onnxprune.axes.rules import ELEMENTWISE, PINNED, SPECS, SUMS, UNMASKED_OPERANDS
-from onnxprune.axes.special import SPECIAL
 from onnxprune.axes.sequences import SEQUENCES, Element, walk_sequence
 from onnxprune.axes.spec import Axis, Spec, SpecError, bind, expand, parse
+from onnxprune.axes.special import SPECIAL
 from onnxprune.axes.trace import Trace, can_run, live_branches
 from onnxprune.axes.zero import zero_axes, zero_born
 from onnxprune.graph.model import Graph, Model, Node, walk
@@ -22,6 +22,10 @@ from onnxprune.graph.model import Graph, Model, Node, walk
 
 class Refused(Exception):
     """A node can't be pruned through; everything it touches is pinned with this reason."""
+
+
+class Unshaped(Refused):
+    """The same, because of a shape that could not be had further up: told there."""
 
 
 Live = Callable[[Axis], tuple[str, ...]]
@@ -60,7 +64,7 @@ class Walk:
     def shape(self, value: str) -> tuple[int, ...]:
         shape = self.facts.trace.shapes.get(value)
         if shape is None:
-            raise Refused(f"the shape of '{value}' is not known")
+            raise Unshaped(f"the shape of '{value}' is not known")
         return shape
 
     def rank(self, value: str) -> int:
@@ -86,7 +90,7 @@ class Walk:
         if found is None:
             c = self.model.constants.get(value)
             if c is None:
-                raise Refused(f"the shape of '{value}' is not known")
+                raise Unshaped(f"the shape of '{value}' is not known")
             index = c.tensor.data_type == TensorProto.INT64  # positions and sizes, never channels
             found = [pinned(d) if index else self.labels.axis(d) for d in c.dims]
             self.facts.axes[value] = found
@@ -127,16 +131,17 @@ class Walk:
                 self.node(node)
                 self.note_zero(node)
             except (Refused, SpecError) as e:
-                self.refused(node, str(e))
+                self.refused(node, str(e), count=not isinstance(e, Unshaped))
             except (IndexError, KeyError, ValueError) as e:
                 # a node that breaks its own operator's contract: treated like an unknown one
                 self.refused(node, f"the node could not be understood ({e!r:.80})")
             if node.inputs and not node.bodies:
                 self.note_constant(node)
 
-    def refused(self, node: Node, why: str) -> None:
+    def refused(self, node: Node, why: str, count: bool = True) -> None:
         name = f"{node.domain}.{node.op}" if node.domain else node.op
-        self.facts.unknown[f"{name}: {why}"] += 1
+        if count:
+            self.facts.unknown[f"{name}: {why}"] += 1
         for i in node.inputs:
             self.pin(node, i, f"{name} {why}")
         for body in node.bodies.values():

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from onnxprune.axes.facts import Facts
-from onnxprune.axes.rules import ZERO_KEEPING, equation
+from onnxprune.axes.rules import ZERO_KEEPING, equation, reduced_axes
 from onnxprune.graph.model import Node
 
 Axes = tuple[bool, ...]
@@ -126,18 +126,13 @@ def _recurrent(n: Node, f: Facts) -> Axes:
 
 
 def _reduce(n: Node, f: Facts) -> Axes:
-    x = f.axes[n.inputs[0]]
     z = zero_axes(n.inputs[0], f)
-    out = f.axes[n.outputs[0]]
-    if len(out) == len(x):
-        return tuple(q and len(v) == len(o) for q, v, o in zip(z, x, out, strict=True))
-    kept: list[bool] = []
-    todo = list(range(len(x)))
-    for o in out:  # the surviving axes, in order
-        while todo and x[todo[0]] is not o and len(todo) > len(out) - len(kept):
-            todo.pop(0)
-        kept.append(z[todo.pop(0)] if todo else False)
-    return tuple(kept)
+    gone = reduced_axes(n, f, len(z))
+    if gone is None:
+        return ()
+    if n.attrs.get("keepdims", 1):
+        return tuple(q and k not in gone for k, q in enumerate(z))
+    return tuple(q for k, q in enumerate(z) if k not in gone)
 
 
 def _pad(n: Node, f: Facts) -> Axes:

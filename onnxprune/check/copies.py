@@ -11,7 +11,7 @@ from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnxprune.graph.files import read_tensor, stored_tensors
 
-_DRAWS = frozenset((
+DRAWS = frozenset((
     "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial",
     "Bernoulli",
 ))  # fmt: skip
@@ -42,11 +42,11 @@ def held_tensors(model: onnx.ModelProto) -> dict[str, TensorProto]:
 
 def seeded(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with fixed seeds wherever it draws random numbers; itself if it never does."""
-    if not any(n.op_type in _DRAWS for n in nodes_of(model.graph)):
+    if not any(n.op_type in DRAWS for n in nodes_of(model.graph)):
         return model
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    for k, node in enumerate(n for n in nodes_of(copy.graph) if n.op_type in _DRAWS):
+    for k, node in enumerate(n for n in nodes_of(copy.graph) if n.op_type in DRAWS):
         kept = [a for a in node.attribute if a.name != "seed"]
         del node.attribute[:]
         node.attribute.extend([*kept, helper.make_attribute("seed", float(k + 1))])

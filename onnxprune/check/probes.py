@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto
 
 from onnxprune.axes.view import View
-from onnxprune.graph.model import Model, Node, walk
+from onnxprune.graph.model import Node, walk
 
 CHOOSING = frozenset((
     "ArgMax", "ArgMin", "TopK", "NonMaxSuppression", "NonZero", "Unique", "Compress", "Hardmax",
@@ -37,10 +37,11 @@ def probes(view: View, slim: onnx.ModelProto) -> dict[str, str]:
         )
         if picks or any(i in chosen for i in reads(node)):
             chosen.update(node.outputs)
-    there = produced(slim)
+    names = comparable(view)
+    there = {names[o] for o in produced(slim) & names.keys()}
 
     def smooth(value: str) -> bool:
-        return value not in chosen and types.get(value) in FLOATS and model.in_file(value) in there
+        return value not in chosen and types.get(value) in FLOATS and value in there
 
     found: dict[str, str] = {}
     todo = [o for o in model.graph.outputs if o in chosen or types.get(o) not in FLOATS]
@@ -72,9 +73,16 @@ def produced(proto: onnx.ModelProto) -> set[str]:
     return {o for node in proto.graph.node for o in node.output if o}
 
 
-def main_values(model: Model) -> dict[str, str]:
-    """Values of the main graph that nodes give, in order: name in the file -> analysed copy."""
-    return {model.in_file(o): o for node in model.graph.nodes for o in node.outputs if o}
+def comparable(view: View) -> dict[str, str]:
+    """Values that the cut leaves the same but for removed channels, in the order of the graph.
+
+    Name in the file -> name in the analysed copy; what nodes of the main graph give. The inside of
+    a channel shuffle is left out: only the shuffle as a whole keeps its meaning.
+    """
+    inner = {o for s in view.facts.shuffles for n in s.nodes[:2] for o in n.outputs}
+    model = view.facts.model
+    values = (o for n in model.graph.nodes for o in n.outputs if o and o not in inner)
+    return {model.in_file(o): o for o in values}
 
 
 def kept_part(view: View, value: str, array: np.ndarray) -> np.ndarray:

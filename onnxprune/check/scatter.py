@@ -10,7 +10,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from onnxprune.axes.view import View
 from onnxprune.check.copies import held_tensors
-from onnxprune.check.probes import main_values
+from onnxprune.check.probes import comparable
 from onnxprune.cut.mask import masked
 from onnxprune.cut.weights import Stored
 from onnxprune.graph.files import read_tensor
@@ -46,7 +46,7 @@ def _add_biases(
     held: dict[str, TensorProto],
     folder: Path | None,
 ) -> None:
-    values = main_values(view.facts.model)
+    values = comparable(view)
     made: dict[str, NodeProto] = {o: n for n in full.graph.node for o in n.output}
 
     def spread(name: str, value: str, axis: int) -> str:

@@ -1,9 +1,10 @@
 """The proof node by node: every node of the slim model, fed with what the masked original computes.
 
-Rounding that deep or ill-conditioned networks blow up says nothing about a cut. Here nothing can
-add up: each node gets the kept part of the masked original's own tensors, and must give the kept
-part of its output. If all do, the models agree by induction; if one does not, that is where the
-cut is wrong.
+Outputs alone say too much and too little: rounding that a deep network blows up is no error, and
+two swapped channels may move the outputs by less than the tolerance. Here nothing adds up and
+nothing fades: each node gets the kept part of the masked original's own tensors, and must give the
+kept part of its output. If all do, the models agree by induction; if one does not, that is where
+the cut is wrong.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import onnx
 from onnx import GraphProto, TensorProto, ValueInfoProto, helper
 
 from onnxprune.axes.view import View
-from onnxprune.check.probes import FLOATS, kept_part, main_values, produced
+from onnxprune.check.copies import DRAWS
+from onnxprune.check.probes import FLOATS, comparable, kept_part, produced
 from onnxprune.check.verdict import Difference, difference
 from onnxprune.errors import PruneError
 from onnxprune.graph.model import captured
@@ -25,9 +27,9 @@ from onnxprune.runtime.feeds import Feeds
 from onnxprune.runtime.session import open_session
 
 SHARE = 0.2
-"""Of the tolerance: one node rounds far less than a network does."""
+"""Of the tolerance: one node rounds less than a network (1.5e-6 is the most seen in 300 models)."""
 
-_BUDGET = 1 << 28
+_BUDGET = 1 << 29
 """Bytes of activations that are held at once."""
 _FORCED = FLOATS | {TensorProto.INT8, TensorProto.UINT8}
 """Types of tensors that are fed; sizes and indices follow from them exactly."""
@@ -35,11 +37,13 @@ _FORCED = FLOATS | {TensorProto.INT8, TensorProto.UINT8}
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """The node that is worst, the first that is wrong ("" if none), and how many there were."""
+    """The worst tensor, how many were compared, the first that is wrong, or why it stopped."""
 
     worst: Difference
-    first_bad: str
     count: int
+    first_bad: str = ""
+    stuck: str = ""
+    """A part of the graph that does not run on its own, in ONNX Runtime's words."""
 
 
 def by_node(
@@ -58,10 +62,11 @@ def by_node(
     """
     model, types = view.facts.model, view.facts.trace.types
     both = produced(masked) & produced(slim)
-    values = {name: v for name, v in main_values(model).items() if name in both}
+    values = {name: v for name, v in comparable(view).items() if name in both}
     forced = {name for name, v in values.items() if types.get(v) in _FORCED}
     outputs = {o.name for o in slim.graph.output}
-    targets = [name for name in values if name in forced or name in outputs]
+    drawn = {o for n in slim.graph.node if n.op_type in DRAWS for o in n.output}
+    targets = [n for n in values if (n in forced or n in outputs) and n not in drawn]
     worst, count = Difference("", 0.0, 1.0), 0
     with open_session(masked, provider=provider, extra_outputs=sorted(both), folder=folder) as run:
         for chunk in _chunks(view, values, targets):
@@ -75,7 +80,7 @@ def by_node(
                 with open_session(part, provider=provider, folder=slim_folder) as step:
                     got = step.run({name: have[name] for name in needed})
             except PruneError as error:
-                return Steps(worst, error.why or error.what, count)
+                return Steps(worst, count, stuck=error.why or error.what)
             for name in chunk:
                 if name not in have or _renamed(name) not in got:
                     continue
@@ -84,8 +89,17 @@ def by_node(
                 worst = max(worst, d, key=lambda x: x.badness)
                 if d.bad:
                     node = model.producer[values[name]]
-                    return Steps(d, f"{node.label} ({node.op}) gives {d}", count)
-    return Steps(worst, "", count)
+                    return Steps(d, count, f"{node.label} ({node.op}) gives {d}")
+    return Steps(worst, count)
+
+
+def affordable(view: View) -> bool:
+    """Do all activations together fit in memory (at the size of the analysis)?"""
+    return sum(_bytes(view, o) for n in view.facts.model.graph.nodes for o in n.outputs) <= _BUDGET
+
+
+def _bytes(view: View, value: str) -> int:
+    return 4 * int(np.prod(view.facts.trace.shapes.get(value, ())))
 
 
 def _chunks(view: View, values: Mapping[str, str], targets: Sequence[str]) -> Iterator[list[str]]:
@@ -93,7 +107,7 @@ def _chunks(view: View, values: Mapping[str, str], targets: Sequence[str]) -> It
     chunk: list[str] = []
     total = 0
     for name in targets:
-        size = 4 * int(np.prod(view.facts.trace.shapes.get(values[name], ())))
+        size = _bytes(view, values[name])
         if chunk and total + size > _BUDGET:
             yield chunk
             chunk, total = [], 0

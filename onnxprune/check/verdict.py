@@ -53,8 +53,8 @@ class Verdict:
     """The result of a proof.
 
     `max_rel_err` belongs to `worst`, the tensor that comes closest to its `tolerance` or exceeds it
-    most. Where rounding adds up to more than that, the proof is done node by node (`by_node`), and
-    both numbers are those of the worst single node.
+    most. Where outputs differ by more, but every node on its own agrees, it was rounding
+    (`by_node`), and both numbers are those of the worst single node.
     """
 
     passed: bool
@@ -68,6 +68,8 @@ class Verdict:
     moved: float = 0.0
     """How far the mask moved what was compared, relative; inf where values became infinite."""
     worst: str = ""
+    nodes: int = 0
+    """Tensors that were also compared one by one, each node fed with the original's own values."""
     by_node: bool = False
     first_bad: str = ""
     """Where it goes wrong first; empty if it passed."""

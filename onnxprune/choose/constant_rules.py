@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 from onnx import helper
+from onnx.reference import ReferenceEvaluator
 
-from onnxprune.axes.content import constant_value
 from onnxprune.axes.rules import ELEMENTWISE
-from onnxprune.axes.trace import run_operator
 from onnxprune.graph.model import Node
 
 if TYPE_CHECKING:
@@ -78,19 +77,21 @@ def _elementwise(node: Node, c: ConstantChannels) -> Found:
             rows.append(row)
     if not roots:
         return out
-    inputs: list[NDArray[np.generic] | None] = []
-    for k, i in enumerate(node.inputs):
+    feeds: dict[str, Array | None] = {}
+    for k, (i, name) in enumerate(zip(node.inputs, node.proto.input, strict=True)):
         if k in data:
             kind = helper.tensor_dtype_to_np_dtype(c.facts.trace.types[i])
-            inputs.append(np.array([row[data.index(k)] for row in rows]).astype(kind))
-        else:
-            inputs.append(c.facts.known(i) if i else None)
-            if i and inputs[-1] is None:
-                return out
+            feeds[name] = np.array([row[data.index(k)] for row in rows]).astype(kind)
+        elif i:
+            feeds[name] = c.facts.known(i)
+    if any(v is None for v in feeds.values()):
+        return out
     try:
-        result = run_operator(node, inputs)[0]
+        evaluator = ReferenceEvaluator(node.proto, opsets={"": node.version})
+        results = evaluator.run(None, feeds)
     except Exception:  # the reference does not have this form of the operator: nothing is known
         return out
+    result = np.asarray(next(iter(results)))
     if result.shape == (len(roots),):
         held = zip(roots, result.astype(np.float64).tolist(), strict=True)
         out |= {r: v for r, v in held if np.isfinite(v)}
@@ -101,7 +102,7 @@ def _zeros(value: str, c: ConstantChannels) -> list[int]:
     """Channels on which an operand is exactly 0."""
     if not c.is_stored(value):
         return [r for r, v in c.of.get(value, {}).items() if v == 0]
-    if (constant_value(value, c.facts) != 0).all():
+    if (c.content(value) != 0).all():
         return []
     return [r for r in c.carried(value) if c.at(value, r) == 0]
 
@@ -109,7 +110,7 @@ def _zeros(value: str, c: ConstantChannels) -> list[int]:
 def _average_pool(node: Node, c: ConstantChannels) -> Found:
     """Zeros of the padding are averaged in only if the operator is told to."""
     found = _moved(node, c)
-    return _only_zero(found) if node.attrs.get("count_include_pad") else found
+    return found
 
 
 def _resize(node: Node, c: ConstantChannels) -> Found:
@@ -150,7 +151,7 @@ def _bias(node: Node, k: int, size: int, c: ConstantChannels) -> Array | None:
         return np.zeros(size)
     if not c.is_stored(node.inputs[k]):
         return None
-    bias = constant_value(node.inputs[k], c.facts).astype(np.float64)
+    bias = c.content(node.inputs[k]).astype(np.float64)
     if bias.ndim > 1 and bias.size != bias.shape[-1]:
         return None
     return np.asarray(np.broadcast_to(bias.ravel(), (size,))) if bias.size in (1, size) else None
@@ -159,7 +160,7 @@ def _bias(node: Node, k: int, size: int, c: ConstantChannels) -> Array | None:
 def _conv(node: Node, c: ConstantChannels) -> Found:
     if not c.is_stored(node.inputs[1]) or not c.axes(node.outputs[0]):
         return {}
-    w = constant_value(node.inputs[1], c.facts)
+    w = c.content(node.inputs[1])
     groups = int(node.attrs.get("group", 1))
     used = (w != 0).reshape(w.shape[0], w.shape[1], -1).any(axis=2)
     live = live_inputs(node, c).reshape(groups, -1)
@@ -176,7 +177,7 @@ def _matmul(node: Node, c: ConstantChannels) -> Found:
     weight, out = node.inputs[1], node.outputs[0]
     if not c.is_stored(weight) or not c.axes(out) or node.attrs.get("transA"):
         return {}
-    w = constant_value(weight, c.facts)
+    w = c.content(weight)
     if w.ndim != 2:
         return {}
     w = w.T if node.attrs.get("transB") else w

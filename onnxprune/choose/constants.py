@@ -21,6 +21,7 @@ class ConstantChannels:
         self.solution = solution
         self.facts = solution.facts
         self.of: dict[str, dict[int, float]] = {}
+        self._contents: dict[str, Array] = {}
         self._roots: dict[str, list[NDArray[np.int64]]] = {}
         for node in self.facts.model.graph.nodes:  # in bodies of If and Loop nothing is claimed
             found = rule(node)(node, self)
@@ -52,11 +53,17 @@ class ConstantChannels:
     def is_stored(self, value: str) -> bool:
         return value in self.facts.constant or value in self.facts.model.constants
 
+    def content(self, value: str) -> Array:
+        """What a stored or computed constant holds."""
+        if value not in self._contents:
+            self._contents[value] = constant_value(value, self.facts)
+        return self._contents[value]
+
     def at(self, value: str, root: int) -> float | None:
         """The constant that a value holds on a channel; None where it may vary."""
         if not self.is_stored(value):
             return self.of.get(value, {}).get(root)
-        array = constant_value(value, self.facts)
+        array = self.content(value)
         places = [k for k, axis in enumerate(self.axes(value)) if (axis == root).any()]
         if len(places) > 1:
             return None

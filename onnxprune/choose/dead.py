@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.axes.content import constant_value
 from onnxprune.axes.facts import Sink
 from onnxprune.axes.solve import Group, Solution
 from onnxprune.choose.constants import ConstantChannels
@@ -139,7 +138,7 @@ class _Search:
         held = self.constants.at(node.inputs[0], root)
         if size is None or held is None:
             return None
-        w = constant_value(node.inputs[1], self.facts).astype(np.float64)
+        w = self.constants.content(node.inputs[1]).astype(np.float64)
         if node.op == "Gemm":
             beta = float(node.attrs.get("beta", 1.0))
             if beta == 0 or node.attrs.get("transA"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.axes.content import constant_value
+from onnxprune.axes.content import along, constant_value
 from onnxprune.axes.facts import Facts
 from onnxprune.axes.solve import Member
 from onnxprune.cost.parameters import MOVERS, born, steers
@@ -81,8 +81,9 @@ def _quantiser(value: str, facts: Facts) -> list[tuple[NDArray[np.float32], bool
         if places is None and node.op == "QLinearConcat" and k >= 2 and (k - 2) % 3 == 0:
             places = (k + 1, k + 2)
         if places is not None:
+            rank = len(facts.trace.shapes[value])
             return [
-                (_along(operand, node, facts.trace.shapes[value]), is_zero_point)
+                (along(operand, _axis(node, rank), facts.trace.shapes[value]), is_zero_point)
                 for place, is_zero_point in ((places[1], True), (places[0], False))
                 if (operand := _constant(node, place, facts)) is not None
             ]
@@ -98,20 +99,9 @@ def _constant(node: Node, k: int, facts: Facts) -> NDArray[np.float32] | None:
     return constant_value(name, facts).astype(np.float32)
 
 
-def _along(operand: NDArray[np.float32], node: Node, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """A scale or zero point, shaped like the tensor of `shape` that it belongs to."""
-    if operand.size == 1:
-        return operand.reshape(())
-    rank = len(shape)
-    axis = 0
+def _axis(node: Node, rank: int) -> int:
+    """Along which axis of its tensor a quantiser's vectors go."""
     if node.op == "DequantizeLinear":
-        axis = node.attrs.get("axis", 1) % rank
-    elif "MatMul" in node.op or (node.op == "QGemm" and not node.attrs.get("transB")):
-        axis = rank - 1
-    if operand.ndim == rank and operand.shape != shape and rank > 1:  # a scale per block
-        return np.repeat(operand, -(-shape[axis] // operand.shape[axis]), axis)[
-            tuple(slice(d) for d in shape)
-        ]
-    if operand.ndim == rank:
-        return operand
-    return np.expand_dims(operand, [j for j in range(rank) if j != axis])
+        return int(node.attrs.get("axis", 1)) % max(rank, 1)
+    columns = "MatMul" in node.op or (node.op == "QGemm" and not node.attrs.get("transB"))
+    return rank - 1 if columns else 0

@@ -77,9 +77,10 @@ def load_scores(path: str | Path) -> dict[str, NDArray[np.floating]]:
         UsageError: an entry is no list of finite numbers.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise Unreadable("not a .npz file", where=str(path), why="it is a single array")
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise Unreadable("not a .npz file", where=str(path), why="it is a single array")
+        with file:
             table = {name: file[name] for name in file.files}
     except (OSError, ValueError, BadZipFile, EOFError) as error:
         raise Unreadable(

@@ -13,12 +13,14 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from onnx import helper
 
+from onnxprune.axes.facts import Facts
 from onnxprune.axes.labels import Vector
 from onnxprune.axes.solve import Group, Solution
 from onnxprune.cost.parameters import weights
 from onnxprune.cost.work import Sizes
-from onnxprune.graph.model import Constant
+from onnxprune.graph.model import WEIGHT_TYPES, Constant, Node
 from onnxprune.graph.tensors import known_bytes
 
 Array = NDArray[np.float64]
@@ -38,8 +40,9 @@ class Terms:
 class CostModel:
     """Costs of a model as functions of the kept counts of its groups, in the groups' order.
 
-    Exact where every channel of a group occurs equally often in an axis, and where no stored
-    vector is shared by nodes that are cut differently: the rare others are taken at their mean.
+    Exact where every channel of a group occurs equally often in an axis (else at the mean), and
+    where no stored vector is shared by nodes that are cut differently. Weights that a cut stores
+    in the place of their computation (weight norm) are counted as stored from the beginning.
     """
 
     full: Array
@@ -136,17 +139,21 @@ def cost_model(solution: Solution, groups: Sequence[Group], sizes: Sizes) -> Cos
         return factor, found
 
     macs = [product(w.axes, float(w.times)) for w in facts.work]
-    params = [product(facts.axes.get(w.values[0], ()), _rest(w.values[0], w.size, facts.axes))
-              for w in weights(model)]  # fmt: skip
+    made, spent = _recomputed(facts, axes)
+    params = [product(facts.axes[v], 1.0) for v, _ in made]
+    for w in weights(model):
+        if not spent.issuperset(w.values):
+            known = w.values[0] in facts.axes
+            params.append(product(facts.axes.get(w.values[0], ()), 1.0 if known else w.size))
     stored: dict[object, Constant] = {}
     for c in model.constants.values():
-        stored.setdefault((c.site, c.is_node), c)
-    data = [
-        product(facts.axes.get(c.value, ()), known_bytes(c.tensor) / max(c.size, 1)
-                * _rest(c.value, c.size, facts.axes))
-        for c in stored.values() if c.size
-    ]  # fmt: skip
-    frame = model.source.size - sum(known_bytes(c.tensor) for c in stored.values() if c.size)
+        if c.size:
+            stored.setdefault((c.site, c.is_node), c)
+    data = [product(facts.axes[v], width) for v, width in made]
+    for c in stored.values():
+        scale = 1 if c.value in facts.axes else c.size
+        data.append(product(facts.axes.get(c.value, ()), scale * known_bytes(c.tensor) / c.size))
+    frame = model.source.size - sum(known_bytes(c.tensor) for c in stored.values())
     one = len(axes.base)
     terms: dict[Quantity, Terms] = {
         "params": _terms(params, one),
@@ -157,6 +164,22 @@ def cost_model(solution: Solution, groups: Sequence[Group], sizes: Sizes) -> Cos
     return CostModel(axes.channels, np.array([*axes.base, 1.0]), slope, terms)
 
 
-def _rest(value: str, size: int, known: dict[str, list[Vector]]) -> float:
-    """What multiplies the axes of a stored tensor: 1, or its size where its axes are not known."""
-    return 1.0 if value in known else float(size)
+def _recomputed(facts: Facts, axes: _Axes) -> tuple[list[tuple[str, float]], set[str]]:
+    """Weights computed from constants that will be stored, with the bytes of an entry, and the
+    constants that nothing else reads: they are spent once the result is stored.
+    """
+    made = []
+    inside: set[Node] = set()
+    for value in sorted(facts.derived):
+        dtype = facts.trace.types.get(value, 0)
+        if dtype in WEIGHT_TYPES and any(axes.number(v) is not None for v in facts.axes[value]):
+            made.append((value, float(helper.tensor_dtype_to_np_dtype(dtype).itemsize)))
+            todo = [value]
+            while todo:
+                node = facts.model.producer.get(todo.pop())
+                if node is not None and node not in inside:
+                    inside.add(node)
+                    todo += [i for i in node.inputs if i]
+    read = {i for n in inside for i in n.inputs if i in facts.model.constants}
+    spent = {i for i in read if all(u in inside for u, _ in facts.model.uses[i])}
+    return made, spent

@@ -12,6 +12,7 @@ import onnx
 from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from onnxprune.axes.facts import Facts
+from onnxprune.cut.unread import drop_unread
 from onnxprune.graph.files import write_tensor
 from onnxprune.graph.model import Constant, Model, Node, Path, Site, graph_at
 
@@ -198,7 +199,10 @@ class Edits:
     # -- finishing -----------------------------------------------------------------------------
 
     def finish(self) -> onnx.ModelProto:
-        """Carry out insertions and removals, innermost graphs and last nodes first."""
+        """Carry out insertions and removals, innermost graphs and last nodes first.
+
+        What they leave without a reader goes too.
+        """
         sites = {*self._before, *self._after, *self._gone}
         for path in {*(s.path for s in sites), *(p for p, _ in self._dropped)}:
             self.graph(path)  # found now: indices are about to move
@@ -217,4 +221,5 @@ class Edits:
                 for k in reversed(range(len(stored))):
                     if (path, stored[k].name) in self._dropped:
                         del stored[k]
+        drop_unread(self.proto, self.model.proto)
         return self.proto

@@ -1,0 +1,103 @@
+"""Every network of the zoo, every way of choosing: the slim model is the masked original."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.zoo import ZOO, ZOO_NO_RUNTIME
+from onnxprune import pipeline
+from onnxprune.choose.criteria import CRITERIA
+from onnxprune.choose.heads import POLICIES
+from onnxprune.errors import NothingToPrune
+from onnxprune.graph.files import Source, load
+from tests.judge import judge
+
+RATIOS = (0.5, 0.3, 0.7, 0.1, 0.9)
+SCOPES = ("layer", "global")
+ROUNDS = 2
+
+FIXED = {"int4_blocked": "one scale per block"}
+"""Networks that can't shrink, and what says so."""
+
+SHARES = dict(
+    line.split() for line in Path(__file__).with_name("zoo_removed.txt").read_text().splitlines()
+)
+"""Share of the parameters that half of the channels take with them, by network. What is removed
+may only grow: `python -m tests.test_equivalence` writes the table anew."""
+
+
+@cache
+def source(name: str) -> Source:
+    return load((ZOO | ZOO_NO_RUNTIME)[name](0))
+
+
+def ways(k: int) -> list[dict[str, Any]]:
+    """Requests to the k-th network: every criterion, scope, policy and ratio occurs among them,
+    and from network to network they meet in other combinations.
+    """
+    return [
+        {
+            "criterion": criterion,
+            "scope": SCOPES[(i + i // 3 + j + k) % 2],
+            "heads": POLICIES[(i + 2 * j + k) % 3],
+            "ratio": RATIOS[(2 * i + j + k) % 5],
+            "seed": i,
+        }
+        for j in range(ROUNDS)
+        for i, criterion in enumerate(sorted(CRITERIA))
+    ]
+
+
+def test_the_sample_is_complete() -> None:
+    for k in range(len(ZOO)):
+        asked = ways(k)
+        for key, all_ in (("criterion", CRITERIA), ("scope", SCOPES), ("heads", POLICIES),
+                          ("ratio", RATIOS)):  # fmt: skip
+            assert {way[key] for way in asked} == set(all_)
+    assert len({(w["criterion"], w["scope"], w["heads"], w["ratio"])
+                for k in range(len(ZOO)) for w in ways(k)}) == 6 * 2 * 3 * 5  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [n for n in ZOO if n not in FIXED])
+def test_slim_is_the_masked_original(name: str) -> None:
+    shrunk = 0
+    for way in ways(list(ZOO).index(name)):
+        try:
+            result = pipeline.slim(source(name), verify=False, **way)
+        except NothingToPrune as error:
+            assert "rounds to none" in str(error), way
+            continue
+        shrunk += 1
+        _, view = pipeline.replay(result.plan, source(name))
+        found = judge(source(name), view, result.model, way["seed"])
+        assert not found.wrong, way
+        assert found.moved, f"masking changes nothing: {way}"
+    assert shrunk >= 4
+
+
+@pytest.mark.parametrize("name", [n for n in (*ZOO, *ZOO_NO_RUNTIME) if n not in FIXED])
+def test_half_of_the_channels_go_and_the_proof_holds(name: str) -> None:
+    result = pipeline.slim(source(name), ratio=0.5)
+    assert result.verdict is not None
+    assert result.verdict.passed
+    assert not result.verdict.vacuous
+    assert result.report.removed["params"] > float(SHARES[name]) - 0.002
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_what_stays_says_why(name: str) -> None:
+    with pytest.raises(NothingToPrune) as error:
+        pipeline.slim(source(name), ratio=0.5)
+    assert FIXED[name] in " ".join(g.fixed_by for g in error.value.report.groups)
+
+
+if __name__ == "__main__":
+    table = Path(__file__).with_name("zoo_removed.txt")
+    lines = []
+    for network in (*ZOO, *ZOO_NO_RUNTIME):
+        if network not in FIXED:
+            share = pipeline.slim(source(network), ratio=0.5, verify=False).report.removed
+            lines.append(f"{network} {share['params']:.3f}\n")
+    table.write_text("".join(lines))
