@@ -1,6 +1,6 @@
 """A judge that shares nothing with `onnxprune.check`: plain ONNX Runtime, and numpy to compare."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,18 +53,25 @@ def _wrong(a: np.ndarray, b: np.ndarray) -> str:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What two runs at two sizes have shown."""
+    """What runs at several sizes have shown."""
 
     wrong: list[str]
     moved: bool
     """Whether masking changed any output: if not, nothing was shown."""
 
 
-def judge(source: Source, view: View, slim: onnx.ModelProto, seed: int = 0) -> Judgement:
-    """Hold a slim model against the masked original, with dynamic dims of 2 and of 3."""
+def judge(
+    source: Source,
+    view: View,
+    slim: onnx.ModelProto,
+    seed: int = 0,
+    *,
+    batches: Sequence[int] = (2, 3),
+) -> Judgement:
+    """Hold a slim model against the masked original, with each of these sizes of dynamic dims."""
     onnx.checker.check_model(slim)
     full, wrong, moved = masked(view), [], False
-    for dim in (2, 3):
+    for dim in batches:
         inputs = feeds(source.proto, seed, dim)
         before, expected = run(source.proto, inputs), run(full, inputs)
         found = differences(expected, run(slim, inputs))

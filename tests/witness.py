@@ -488,6 +488,8 @@ def check_cut(case: Case, policy: str, zero: bool, seed: int) -> int:
     ):
         removed = _removed(view, name)
         tolerance = TOLERANCE.get(a.dtype, 1e-4)
+        if any(op.startswith("DynamicQuantize") for _, op in case.operators):
+            tolerance = 2e-3  # a sum in another order may round to another step
         far = _differ(_compress(c, removed), a)
         assert far <= tolerance, f"{name}: the slim model is not the operator on less ({far:.1e})"
         far = _differ(_compress(b, removed), a)

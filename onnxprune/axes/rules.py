@@ -298,6 +298,17 @@ def pool_all(n: Node, w: Walk) -> str:
     return "n c ..., _, _, _, _ -> n c ..."
 
 
+def quantised_lstm(n: Node, w: Walk) -> str:
+    """An LSTM on int8 weights; what comes in is quantised by its range, and so are the states."""
+    for i in (n.inputs[0], *filter(None, n.inputs[5:6])):
+        w.pin_range(n, i)
+    scales = ["d! (4 h)" if i and w.rank(i) == 2 else "_" for i in n.inputs[8:12]]
+    return (
+        "t! b i, d! i (4 h), d! h~ (4 h), d! (8 h), b, d! b h, d! b h, d! (3 h), "
+        + f"{', '.join(scales)} -> {_RECURRENT}"
+    )
+
+
 _CONV = "n (g i) ..., (g o) i ..., (g o) -> n (g o) ..."
 _POOL = "n c ... -> n c ..."
 _RECURRENT = ", ".join(["t! d! b h"] + ["d! b h"] * 2)
@@ -318,6 +329,7 @@ SPECS: dict[tuple[str, str], Rule] = {
     + _RECURRENT,
     ("", "GRU"): "t! b i, d! (3 h) i, d! (3 h) h~, d! (6 h), b, d! b h -> t! d! b h, d! b h",
     ("", "RNN"): "t! b i, d! h i, d! h h~, d! (2 h), b, d! b h -> t! d! b h, d! b h",
+    (MS, "DynamicQuantizeLSTM"): quantised_lstm,
     (MS, "FusedConv"): "n (g i) ..., (g o) i ..., (g o), n (g o) ... -> n (g o) ...",
     (MS, "FusedGemm"): gemm,
     (MS, "FusedMatMul"): fused_matmul,
@@ -416,7 +428,7 @@ UNMASKED_OPERANDS: dict[str, tuple[int, ...]] = {
     "QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2), "Reciprocal": (0,), "Log": (0,),
 "QLinearConv": (1, 2, 4, 5, 6, 7), "QLinearMatMul": (1, 2, 4, 5, 6, 7),
     "ConvInteger": (2, 3), "MatMulInteger": (2, 3), "MatMulIntegerToFloat": (2, 3, 4, 5),
-    "DynamicQuantizeMatMul": (2, 3), "QGemm": (1, 2, 4, 5, 7, 8),
+    "DynamicQuantizeLSTM": (8, 9, 10, 11), "DynamicQuantizeMatMul": (2, 3), "QGemm": (1, 2, 4, 5, 7, 8),
 }  # fmt: skip
 """Operands whose constants are never zeroed when masking: divisors, exponents, quantiser scales."""
 
@@ -457,7 +469,7 @@ _REASONS: dict[str, str] = {
         "packs several weights into one number",
     f"{MS}.MatMulNBitsMlp {MS}.MatMulNBitsQkv {MS}.MoE {MS}.FusedMatMulActivation "
     f"{MS}.GemmFastGelu {MS}.GemmFloat8": "is fused in a way that is not followed",
-    f"{MS}.DynamicQuantizeLSTM {MS}.AttnLSTM": "is a recurrent net that is not followed",
+    f"{MS}.AttnLSTM": "is a recurrent net that is not followed",
     f"{MS}.QEmbedLayerNormalization {MS}.QOrderedLayerNormalization {MS}.BiasSoftmax "
     f"{MS}.QLinearReduceMean {MS}.ReduceSumInteger": "mixes an axis",
     f"{MS}.QOrderedMatMul {MS}.QOrderedGelu {MS}.QuantizeWithOrder {MS}.DequantizeWithOrder "

@@ -492,6 +492,12 @@ def _same(n: Node, s: list[Shape]) -> list[Shape]:
     return [s[0]] * len(n.outputs)
 
 
+def _lstm(n: Node, s: list[Shape]) -> list[Shape]:
+    (time, batch), (directions, hidden) = s[0][:2], s[2][:2]
+    state = (directions, batch, hidden)
+    return [(time, *state), state, state]
+
+
 def _where(n: Node, s: list[Shape]) -> list[Shape]:
     return [np.broadcast_shapes(s[0], s[1], s[4])]
 
@@ -520,6 +526,7 @@ CONTRIB_SHAPES: dict[str, Callable[[Node, list[Shape]], list[Shape]]] = {
     "EmbedLayerNormalization": _embed,
     "BiasSplitGelu": _split_half,
     "QGemm": _qgemm,
+    "DynamicQuantizeLSTM": _lstm,
     "QLinearWhere": _where,
     "QuantizeLinear": _same,
     "DequantizeLinear": _same,

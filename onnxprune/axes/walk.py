@@ -30,7 +30,7 @@ class Unshaped(Refused):
 
 Live = Callable[[Axis], tuple[str, ...]]
 
-_ALIKE = frozenset(("Split", "LSTM", "GRU", "RNN"))
+_ALIKE = frozenset(("Split", "LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"))
 """Operators all of whose outputs are 0 where the first is."""
 
 

@@ -118,7 +118,7 @@ def _einsum(n: Node, f: Facts) -> Axes:
 
 def _recurrent(n: Node, f: Facts) -> Axes:
     """A unit without weights stays at 0 if it starts there."""
-    states = (5, 6) if n.op == "LSTM" else (5,)
+    states = (5, 6) if "LSTM" in n.op else (5,)
     made = all(_vector(n.inputs[k], f) for k in (1, 2, 3, 7) if k < len(n.inputs)) and all(
         zero_axes(n.inputs[k], f)[2] for k in states if k < len(n.inputs) and n.inputs[k]
     )
@@ -255,7 +255,7 @@ _RULES: dict[str, Callable[[Node, Facts], Axes]] = {
     ),
     **dict.fromkeys(("Gemm",), _gemm),
     **dict.fromkeys("MatMul FusedMatMul TransposeMatMul MatMulInteger".split(), _matmul),
-    **dict.fromkeys(("LSTM", "GRU", "RNN"), _recurrent),
+    **dict.fromkeys(("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"), _recurrent),
     **dict.fromkeys(("Add", "Sub", "Sum", "Max", "Min"), lambda n, f: _elementwise(n, f, n.inputs, all)),
     **dict.fromkeys(("Squeeze", "Unsqueeze"), _squeeze),
     **dict.fromkeys(("Reshape", "Flatten"), _reshape),

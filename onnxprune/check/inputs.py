@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -110,8 +111,10 @@ def _values(
         return rng.integers(0, 10, shape).astype(str).astype(object)
     single = int(np.prod(shape)) == 1
     if single and clue.known and style in ("usual", "positive", "known"):
-        # A sampling rate: the largest is the usual one, and "known" tries the smallest.
-        return np.full(shape, min(clue.known) if style == "known" else max(clue.known), dtype)
+        # A sampling rate: the largest is the usual one, any other takes another branch.
+        most, least = max(clue.known), min(clue.known)
+        other = least if least < most else most // 2
+        return np.full(shape, other if style == "known" else most, dtype)
     if style in ("ones", "zeros"):
         return np.full(shape, style == "ones").astype(dtype)
     if style == "lengths" or (len(shape) == 1 and "len" in low):
@@ -160,6 +163,13 @@ def settings(facts: Facts, session: Session, seed: int) -> list[tuple[Setting, F
             "unproven: the original can't be run", why=why or "no size fits its inputs",
             hint="--shape NAME:1x3x224x224 or --dim NAME=N to run it, --no-verify to go without",
         )  # fmt: skip
+    if any(clue.known for clue in clues.values()):
+        # Another branch for another sampling rate: run it as well, where it does run.
+        for first, _ in list(found):
+            other = replace(first, style="known")
+            with suppress(PruneError):
+                found.append((other, session.run(draw(session.inputs, other, seed, clues))))
+                break
     return found
 
 

@@ -85,7 +85,7 @@ def verify(
     """
     start = time.perf_counter()
     model = view.facts.model
-    if view.keep.all() and _equal(slim, model.source.proto):
+    if view.keep.all() and slim == model.source.proto:
         nothing = "nothing was removed: the model is the original"
         return Verdict(True, 0.0, FLOAT32_TOLERANCE, notes=(nothing,))
     folder = folder or model.source.folder
@@ -112,10 +112,6 @@ def verify(
         verdict, notes=(*notes, *verdict.notes), inputs=tuple(r.fed for r in runs),
         seconds=time.perf_counter() - start,
     )  # fmt: skip
-
-
-def _equal(a: onnx.ModelProto, b: onnx.ModelProto) -> bool:
-    return a is b or bool(a == b)
 
 
 def _float32(case: _Case) -> _Case:

@@ -110,7 +110,7 @@ def _zeros(value: str, c: ConstantChannels) -> list[int]:
 def _average_pool(node: Node, c: ConstantChannels) -> Found:
     """Zeros of the padding are averaged in only if the operator is told to."""
     found = _moved(node, c)
-    return found
+    return _only_zero(found) if node.attrs.get("count_include_pad") else found
 
 
 def _resize(node: Node, c: ConstantChannels) -> Found:

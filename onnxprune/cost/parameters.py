@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
-from onnx import TensorProto
+from onnx import numpy_helper
 
 from onnxprune.graph.model import WEIGHT_TYPES, Constant, Model, Node
 
@@ -97,13 +97,17 @@ def weights(model: Model) -> Iterator[Weight]:
 
 
 def born(node: Node, model: Model) -> tuple[int, ...] | None:
-    """The shape of a weight that a ConstantOfShape makes; None for any other node."""
+    """The shape of a weight that a ConstantOfShape makes; None for any other node.
+
+    Zeros are no weight: a state that a net starts from, or padding.
+    """
     if node.op != "ConstantOfShape" or node.domain:
         return None
     shape = model.constants.get(node.inputs[0])
     filling = node.attrs.get("value")
-    dtype = TensorProto.FLOAT if filling is None else filling.data_type
-    if shape is None or dtype not in WEIGHT_TYPES:
+    if shape is None or filling is None or filling.data_type not in WEIGHT_TYPES:
+        return None
+    if not numpy_helper.to_array(filling).any():
         return None
     return tuple(int(d) for d in model.array(shape).ravel())
 

@@ -249,7 +249,8 @@ def group(n: Node, v: View, e: Edits) -> None:
 
 def recurrent(n: Node, v: View, e: Edits) -> None:
     if v.shrinks(n.inputs[2]) and "hidden_size" in n.attrs:
-        e.set_attribute(n, "hidden_size", v.shape(n.inputs[2])[2])
+        axis = 1 if n.op == "DynamicQuantizeLSTM" else 2
+        e.set_attribute(n, "hidden_size", v.shape(n.inputs[2])[axis])
 
 
 def counts(n: Node, v: View, e: Edits) -> None:
@@ -395,6 +396,7 @@ FIXES: dict[tuple[str, str], Fix] = {
     ("", "LSTM"): recurrent,
     ("", "GRU"): recurrent,
     ("", "RNN"): recurrent,
+    ("com.microsoft", "DynamicQuantizeLSTM"): recurrent,
     ("", "Shape"): shape,
     ("", "Size"): size,
     ("", "Squeeze"): squeeze,

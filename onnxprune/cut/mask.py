@@ -22,6 +22,7 @@ _ZERO_POINT: dict[tuple[str, int], int] = {
     ("DequantizeLinear", 0): 2, ("QLinearConv", 3): 5, ("QLinearMatMul", 3): 5,
     ("QLinearMatMul", 0): 2, ("QGemm", 3): 5, ("QLinearAdd", 0): 2, ("QLinearAdd", 3): 5,
     ("QLinearMul", 0): 2, ("QLinearMul", 3): 5, ("ConvInteger", 1): 3, ("MatMulInteger", 1): 3,
+    ("DynamicQuantizeLSTM", 1): 9, ("DynamicQuantizeLSTM", 2): 11,
     ("MatMulInteger", 0): 2, ("MatMulIntegerToFloat", 1): 5, ("DynamicQuantizeMatMul", 1): 3,
 }  # fmt: skip
 """(operator, operand) -> the operand that holds its zero point."""
@@ -49,6 +50,8 @@ def zero_point(value: str, facts: Facts) -> np.ndarray | None:
         if point.size == 1:
             return point.reshape(-1)
         rank = len(facts.trace.shapes[value])
+        if node.op == "DynamicQuantizeLSTM":  # one for each direction, or each of its gates
+            return point.reshape(facts.trace.shapes[value][0], 1, -1)
         axis = rank - 1 if "MatMul" in node.op else 0
         if node.op == "DequantizeLinear":
             axis = node.attrs.get("axis", 1) % rank
