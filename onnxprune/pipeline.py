@@ -21,6 +21,7 @@ from onnxprune.axes.solve import Group, Solution, groups
 from onnxprune.axes.view import View
 from onnxprune.check.verdict import Verdict
 from onnxprune.choose.allocate import Allocation, Request, allocate, check
+from onnxprune.choose.dead import Dead, dead_channels
 from onnxprune.choose.heads import resolve
 from onnxprune.choose.limits import Limits, share
 from onnxprune.choose.plan import Plan, check_plan, check_tensors, plan_of
@@ -246,6 +247,39 @@ def slim(
     return finish(analysis, chosen, ranked, options, clock, verify=verify, provider=provider)
 
 
+def slim_dead(
+    model: AnyModel,
+    *,
+    verify: bool = True,
+    provider: str = "cpu",
+    sizes: Sizes = Sizes(),  # noqa: B008 (frozen)
+    stage: Stage = _quiet,
+) -> Result:
+    """Remove only what changes no output: channels that are constant, or that nothing reads.
+
+    The constant that a channel added to its consumers goes into their biases.
+
+    Raises:
+        As `slim`; the proof holds the slim model against the original itself.
+    """
+    clock = Clock(stage)
+    with clock("load", "reading the model"):
+        source = source_of(model)
+    with clock("analyse", "finding what is tied to what"):
+        analysis = analyze(source, heads="whole", sizes=sizes)
+    with clock("choose", "finding what is constant or unread"):
+        dead = dead_channels(analysis.solution, analysis.groups)
+        chosen = Allocation(dead.kept, {})
+        if all(len(dead.kept[g.id]) == g.size for g in analysis.groups):
+            error = NothingToPrune("no channel is dead", why="every channel moves some output")
+            error.report = report_of(analysis, chosen, None, None, None, clock, {"dead": True})
+            raise error
+    options = {"dead": True}
+    return finish(
+        analysis, chosen, None, options, clock, verify=verify, provider=provider, dead=dead
+    )
+
+
 def finish(
     analysis: Analysis,
     chosen: Allocation,
@@ -255,21 +289,24 @@ def finish(
     *,
     verify: bool,
     provider: str,
+    dead: Dead | None = None,
 ) -> Result:
     """Cut what was chosen, prove it, and tell."""
     with clock("cut", "cutting"):
         view = analysis.view(chosen.kept)
-        done = cut(view)
+        done = cut(view, dead.shifts if dead else ())
         plan = plan_of(
             view, analysis.groups, chosen.kept, fingerprint(analysis.source),
             whole_groups=analysis.whole_groups, options=options,
         )  # fmt: skip
     verdict = None
     if verify:
+        from onnxprune.check.lossless import verify_lossless
         from onnxprune.check.verify import verify as prove
 
         with clock("verify", "proving the result in ONNX Runtime"):
-            verdict = prove(view, done.model, provider=provider)
+            proof = prove if dead is None else verify_lossless
+            verdict = proof(view, done.model, provider=provider)
     report = report_of(analysis, chosen, done.model, ranked, verdict, clock, options, done.notes)
     if verdict is not None and not verdict.passed:
         error = CheckFailed(
@@ -371,7 +408,10 @@ def apply(plan: Plan, model: AnyModel) -> ModelProto:
     Raises:
         Unreadable: the plan is for another model, or does not fit it.
     """
-    return cut(replay(plan, model)[1]).model
+    analysis, view = replay(plan, model)
+    if plan.options.get("dead"):
+        return cut(view, dead_channels(analysis.solution, analysis.groups).shifts).model
+    return cut(view).model
 
 
 def verify(
@@ -383,9 +423,12 @@ def verify(
         Unreadable: a file can't be read, or the plan is for another model.
         CheckFailed: the original can't be run.
     """
+    from onnxprune.check.lossless import verify_lossless
     from onnxprune.check.verify import verify_files
 
     _, view = replay(plan, original)
+    if plan.options.get("dead"):
+        return verify_lossless(view, source_of(slim_model).proto, provider=provider)
     return verify_files(source_of(original), source_of(slim_model), view, provider=provider)
 
 

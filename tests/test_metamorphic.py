@@ -91,8 +91,9 @@ def test_pruning_twice_is_pruning_the_union(name: str, policy: str) -> None:
 
 
 def shapes(proto: onnx.ModelProto) -> Counter[tuple[int, ...]]:
-    """Shapes of all weights. Scalars aside: a factor C'/C is two factors after two steps."""
-    stored = (t for t in proto.graph.initializer if t.data_type != onnx.TensorProto.INT64)
+    """Of all weights. Scalars aside: a factor C'/C is two factors after two steps."""
+    helpers = (onnx.TensorProto.INT64, onnx.TensorProto.BOOL)
+    stored = (t for t in proto.graph.initializer if t.data_type not in helpers)
     return Counter(tuple(t.dims) for t in stored if t.dims)
 
 

@@ -428,7 +428,8 @@ UNMASKED_OPERANDS: dict[str, tuple[int, ...]] = {
     "QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2), "Reciprocal": (0,), "Log": (0,),
 "QLinearConv": (1, 2, 4, 5, 6, 7), "QLinearMatMul": (1, 2, 4, 5, 6, 7),
     "ConvInteger": (2, 3), "MatMulInteger": (2, 3), "MatMulIntegerToFloat": (2, 3, 4, 5),
-    "DynamicQuantizeLSTM": (8, 9, 10, 11), "DynamicQuantizeMatMul": (2, 3), "QGemm": (1, 2, 4, 5, 7, 8),
+    "DynamicQuantizeLSTM": (8, 9, 10, 11),
+    "DynamicQuantizeMatMul": (2, 3), "QGemm": (1, 2, 4, 5, 7, 8),
 }  # fmt: skip
 """Operands whose constants are never zeroed when masking: divisors, exponents, quantiser scales."""
 

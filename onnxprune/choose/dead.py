@@ -145,7 +145,7 @@ class _Search:
                 return None
             w = w if node.attrs.get("transB") else w.T
             mine = self.constants.axes(node.inputs[0])[1] == root
-            return 2, w[:, mine].sum(axis=1) * held * node.attrs.get("alpha", 1.0)
+            return 2, w[:, mine].sum(axis=1) * held * node.attrs.get("alpha", 1.0) / beta
         if any(node.attrs.get("pads", ())) or node.attrs.get("auto_pad", "NOTSET") not in (
             "NOTSET", "VALID",
         ):  # fmt: skip

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from onnx import GraphProto, ValueInfoProto
 
+from onnxprune.axes.view import Mask, View
+from onnxprune.choose.dead import BiasShift
 from onnxprune.cut.edits import Edits
 from onnxprune.cut.fixes import FIXES, counts, mean, shuffle
-from onnxprune.axes.view import Mask, View
+from onnxprune.cut.shifts import shift_biases
 from onnxprune.cut.weights import Stored, rewrite
 from onnxprune.graph.model import Path
 
@@ -32,10 +35,11 @@ def slice_out(array: np.ndarray, kept: list[Mask], value: str) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def cut(view: View) -> Cut:
+def cut(view: View, shifts: Sequence[BiasShift] = ()) -> Cut:
     """The slim model: everything that the view does not keep is gone.
 
-    A view that keeps everything gives the original back, byte for byte.
+    A view that keeps everything gives the original back, byte for byte. `shifts` carry the
+    constants of removed channels into biases (see `choose.dead`).
     """
     if view.keep.all():
         same = onnx.ModelProto()
@@ -55,6 +59,7 @@ def cut(view: View) -> Cut:
     for node, axes in view.facts.means:
         mean(node, axes, view, edits)
     weights = rewrite(view, edits, slice_out)
+    shift_biases(shifts, view, edits)
     stale_shapes(view, edits)
     return Cut(edits.finish(), tuple(weights), tuple(edits.notes))
 

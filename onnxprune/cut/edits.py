@@ -68,6 +68,15 @@ class Edits:
         node.attribute.append(helper.make_attribute("value", tensor))
         return node.attribute[0].t
 
+    def stored(self, name: str) -> TensorProto:
+        """The tensor that a name of the copy stands for, in the main graph or a Constant."""
+        for tensor in self.proto.graph.initializer:
+            if tensor.name == name:
+                return tensor
+        return next(
+            self.tensor(c) for c in self.model.constants.values() if c.name == name and c.is_node
+        )
+
     # -- changing things -----------------------------------------------------------------------
 
     def unique(self, base: str) -> str:

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 
 from onnx import GraphProto, TensorProto, ValueInfoProto, numpy_helper
 
@@ -109,6 +110,25 @@ def candidates(
     for b1, b2 in BATCHES:
         for s1, s2 in SIZES:
             yield Binding(b1, s1, 5, fixed, shapes), Binding(b2, s2, 7, fixed, shapes)
-    for size in baked_sizes(graph):
+    baked = baked_sizes(graph)
+    for size in baked:
         for b1, b2 in BATCHES:
             yield Binding(b1, size, 5, fixed, shapes), Binding(b2, size, 7, fixed, shapes)
+    symbols = _symbols(graph)
+    if 2 <= len(symbols) <= 3:  # two sequences, each of its own fixed length
+        for sizes in product(baked[:4], repeat=len(symbols)):
+            mine = {**dict(zip(symbols, sizes, strict=True)), **fixed}
+            for b1, b2 in BATCHES:
+                yield Binding(b1, 1, 5, mine, shapes), Binding(b2, 1, 7, mine, shapes)
+
+
+def _symbols(graph: GraphProto) -> list[str]:
+    """The named symbols of the inputs, but for the batch."""
+    probe = Binding(batch=2, size=1)
+    found: dict[str, None] = {}
+    for info in free_inputs(graph):
+        dims = info.type.tensor_type.shape.dim
+        for k, d in enumerate(dims):
+            if d.dim_param.isidentifier() and probe.symbol(d.dim_param, info.name, k, len(dims)) == 1:
+                found[d.dim_param] = None
+    return list(found)

@@ -1,0 +1,301 @@
+"""What does not shrink leaves byte for byte as it came; files appear whole or not at all."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from models.builder import G
+from models.zoo import ZOO, ZOO_NO_RUNTIME, feeds, with_external_data
+from onnxprune import pipeline
+from onnxprune.errors import Unreadable
+from onnxprune.graph import atomic, files
+from onnxprune.graph.files import load, stored_tensors
+from onnxprune.pipeline import Result
+from tests.judge import run
+
+ALL = ZOO | ZOO_NO_RUNTIME
+FIXED = {"int4_blocked"}  # see test_equivalence
+NAMES = [name for name in ALL if name not in FIXED]
+INLINED = {"local_function"}  # pruned inside: its functions become nodes
+
+
+@cache
+def model(name: str) -> ModelProto:
+    return ALL[name](0)
+
+
+@cache
+def halved(name: str) -> Result:
+    return pipeline.slim(model(name), ratio=0.5, verify=False)
+
+
+def bare(message: ModelProto | GraphProto | NodeProto, *emptied: str) -> bytes:
+    """A message without some of its fields."""
+    copy = type(message)()
+    copy.CopyFrom(message)
+    for field in emptied:
+        copy.ClearField(field)
+    return copy.SerializeToString(deterministic=True)
+
+
+def by_output(graph: GraphProto) -> dict[str, NodeProto]:
+    return {n.output[0]: n for n in graph.node if n.output}
+
+
+# All of the zoo
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in INLINED])
+def test_the_rest_of_the_file_is_the_same(name: str) -> None:
+    before, after = model(name), halved(name).model
+    assert bare(after, "graph") == bare(before, "graph")
+    cut = ("node", "initializer", "value_info", "input")
+    assert bare(after.graph, *cut) == bare(before.graph, *cut)
+    stored = {t.name for t in before.graph.initializer}
+    added = {t.name for t in after.graph.initializer} - stored
+    for a, b in ((after, before), (before, after)):
+        theirs = {i.name: i for i in b.graph.input}
+        for i in a.graph.input:
+            assert i.name in stored | added or theirs[i.name] == i
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in INLINED])
+def test_weights_that_did_not_shrink_keep_their_bytes(name: str) -> None:
+    result, cut = halved(name), {t.name for t in halved(name).plan.tensors}
+    before = {t.name: t for t in model(name).graph.initializer}
+    after = {t.name: t for t in result.model.graph.initializer}
+    assert [t for t in after if t in before] == [t for t in before if t in after]
+    for t in before.keys() & after.keys():
+        if t not in cut:
+            assert after[t].SerializeToString() == before[t].SerializeToString()
+        assert after[t].data_type == before[t].data_type
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in INLINED])
+def test_nodes_keep_names_order_and_what_they_say(name: str) -> None:
+    """Only baked sizes change (Split, hidden_size, group ...); new nodes have new outputs."""
+    before, after = by_output(model(name).graph), by_output(halved(name).model.graph)
+    same = [o for o in after if o in before]
+    assert same == [o for o in before if o in after]
+    changed = 0
+    for o in same:
+        a, b = before[o], after[o]
+        assert (a.name, a.domain, list(a.output)) == (b.name, b.domain, list(b.output))
+        changed += a.op_type != b.op_type or bare(a, "input") != bare(b, "input")
+    assert changed <= len(same) // 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_left_without_a_reader(name: str) -> None:
+    assert unread(halved(name).model) <= unread(model(name))
+
+
+def unread(proto: ModelProto) -> set[str]:
+    made, read = set(), set()
+
+    def see(graph: GraphProto) -> None:
+        made.update(t.name for t in graph.initializer)
+        read.update(o.name for o in graph.output)
+        for node in graph.node:
+            made.update(node.output)
+            read.update(node.input)
+            for a in node.attribute:
+                if a.HasField("g"):
+                    see(a.g)
+
+    see(proto.graph)
+    return made - read - {""}
+
+
+# What a file may say beside the network
+
+
+def annotated() -> ModelProto:
+    """A network with everything in the file that a tool may forget."""
+    g = G(0, 21)
+    x = g.relu(g.conv(g.input("x", ("N", 3, 8, 8)), 8))
+    proto = g.model(y=g.gemm(g.flatten(g.gap(g.conv(x, 6))), 4))
+    proto = onnx.shape_inference.infer_shapes(proto)
+    proto.ir_version = 10
+    proto.producer_name, proto.producer_version = "someone", "1.2"
+    proto.domain, proto.model_version, proto.doc_string = "org.example", 7, "what it is"
+    proto.opset_import.append(helper.make_opsetid("org.example", 3))
+    proto.graph.doc_string = "the graph"
+    conv = next(n for n in proto.graph.node if n.op_type == "Conv")
+    weight = next(t for t in proto.graph.initializer if t.name == conv.input[1])
+    conv.doc_string, weight.doc_string = "the first", "filters"
+    conv.attribute.append(helper.make_attribute("strides", [1, 1], doc_string="as ever"))
+    for k, place in enumerate((proto, proto.graph, conv, weight, *proto.graph.value_info[:1])):
+        place.metadata_props.add(key="where", value=str(k))
+    proto.graph.input[0].doc_string = "an image"
+    proto.graph.input[0].type.denotation = "IMAGE"
+    proto.graph.input[0].type.tensor_type.shape.dim[0].denotation = "DATA_BATCH"
+    note = proto.graph.quantization_annotation.add(tensor_name=conv.output[0])
+    note.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value=weight.name)
+    return proto
+
+
+def test_everything_that_a_file_says_stays() -> None:
+    before = annotated()
+    after = pipeline.slim(before, ratio=0.5).model
+    assert bare(after, "graph") == bare(before, "graph")
+    assert bare(after.graph, "initializer", "value_info") == bare(
+        before.graph, "initializer", "value_info"
+    )
+    for old, new in zip(before.graph.initializer, after.graph.initializer, strict=True):
+        assert bare(new, "dims", "raw_data") == bare(old, "dims", "raw_data")
+    assert any(t.doc_string and t.metadata_props for t in after.graph.initializer)
+
+
+def test_stale_value_info_is_updated_and_the_rest_untouched() -> None:
+    before = annotated()
+    after = pipeline.slim(before, ratio=0.5).model
+    conv = next(n for n in before.graph.node if n.op_type == "Conv").output[0]
+    sizes = {}
+    for old, new in zip(before.graph.value_info, after.graph.value_info, strict=True):
+        assert (old.name, old.metadata_props) == (new.name, new.metadata_props)
+        dims = [(a, b) for a, b in zip(*(i.type.tensor_type.shape.dim for i in (old, new)),
+                                       strict=True)]  # fmt: skip
+        sizes[old.name] = [b.dim_value for a, b in dims if a != b]
+        assert dims[0][0].dim_param == dims[0][1].dim_param == "N"
+    assert sizes[conv] == [4]
+    inferred = onnx.shape_inference.infer_shapes(after, strict_mode=True, data_prop=True)
+    assert inferred.graph.value_info == after.graph.value_info
+
+
+def test_functions_stay_functions_where_nothing_is_pruned_inside() -> None:
+    """With the empty plan; a cut inlines what it has to cut."""
+    proto = model("local_function")
+    with pytest.raises(pipeline.NothingToPrune):
+        pipeline.slim(proto, ratio=0.5, exclude=[""])
+    result = halved("local_function")
+    assert not result.model.functions
+    assert any("local functions were inlined" in note for note in result.report.notes)
+
+
+def test_old_files_list_their_weights_as_inputs() -> None:
+    before, after = model("ir3_inputs"), halved("ir3_inputs").model
+    assert after.ir_version == before.ir_version == 3
+    sizes = {i.name: [d.dim_value for d in i.type.tensor_type.shape.dim] for i in after.graph.input}
+    assert all(sizes[t.name] == list(t.dims) for t in after.graph.initializer)
+    shrunk = sum(
+        sizes[t.name] != list(t.dims) for t in before.graph.initializer if t.name in sizes
+    )
+    assert shrunk >= 10
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64, np.float32])
+def test_types_of_weights_stay(dtype: type) -> None:
+    g = G(0, 17, dtype=dtype)
+    x = g.relu(g.linear(g.input("x", ("N", 20)), 40))
+    before = g.model(y=g.linear(x, 10))
+    after = pipeline.slim(before, ratio=0.5, verify=False).model
+    kinds = [{t.name: t.data_type for t in m.graph.initializer} for m in (before, after)]
+    assert kinds[0] == kinds[1]
+    old, new = ({t.name: numpy_helper.to_array(t) for t in m.graph.initializer}
+                for m in (before, after))  # fmt: skip
+    first = next(k for k, w in old.items() if w.shape == (20, 40))
+    kept = [k for k in range(40) if (old[first][:, k].tobytes() in
+                                     {c.tobytes() for c in np.ascontiguousarray(new[first].T)})]  # fmt: skip
+    assert len(kept) == 20, "what stays has not been rounded"
+
+
+@pytest.mark.parametrize("name", ["qdq", "qoperator", "dynamic_int8", "int4_weights"])
+def test_integer_weights_stay_integers(name: str) -> None:
+    before, after = ({t.name: t for t in m.graph.initializer}
+                     for m in (model(name), halved(name).model))  # fmt: skip
+    small = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.INT32)
+    shrunk = [t for t in after.values() if t.name in before and t.dims != before[t.name].dims]
+    assert any(t.data_type in small for t in shrunk)
+    assert all(t.data_type == before[t.name].data_type for t in shrunk)
+
+
+# Files
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_external_data_is_cut_into_a_data_file_of_its_own(tmp_path: Path) -> None:
+    path = with_external_data(model("resnet"), tmp_path)
+    before = listing(tmp_path)
+    result = pipeline.slim(path, ratio=0.5)
+    result.save(tmp_path / "out.onnx")
+    after = listing(tmp_path)
+    assert before.items() <= after.items()
+    assert after.keys() - before.keys() == {"out.onnx", "out.onnx.data"}
+    assert len(after["out.onnx.data"]) < 0.6 * len(before["model.onnx.data"])
+    assert all(t.data_location == TensorProto.EXTERNAL
+               for t in stored_tensors(load(tmp_path / "out.onnx").proto) if t.dims)  # fmt: skip
+    inputs = feeds(model("resnet"))
+    slim = run(onnx.load(tmp_path / "out.onnx"), inputs)
+    assert all(np.array_equal(slim[k], v) for k, v in run(halved("resnet").model, inputs).items())
+
+
+def test_no_data_file_where_none_is_needed(tmp_path: Path) -> None:
+    halved("resnet").save(tmp_path / "out.onnx")
+    assert list(listing(tmp_path)) == ["out.onnx"]
+
+
+def test_a_result_that_is_too_large_gets_a_data_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "INLINE_LIMIT", 10_000)
+    result = pipeline.slim(model("resnet"), ratio=0.5)
+    assert result.verdict.passed
+    result.save(tmp_path / "out.onnx")
+    assert set(listing(tmp_path)) == {"out.onnx", "out.onnx.data"}
+    inputs = feeds(model("resnet"))
+    slim = run(onnx.load(tmp_path / "out.onnx"), inputs)
+    assert all(np.array_equal(slim[k], v) for k, v in run(result.model, inputs).items())
+
+
+@pytest.mark.parametrize("place", ["../outside.data", "link.data"])
+def test_data_outside_the_model_s_folder_is_refused(tmp_path: Path, place: str) -> None:
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    path = with_external_data(model("mlp"), inside)
+    (inside / "model.onnx.data").rename(tmp_path / "outside.data")
+    (inside / "link.data").symlink_to(tmp_path / "outside.data")
+    proto = onnx.load(path, load_external_data=False)
+    for t in proto.graph.initializer:
+        for entry in t.external_data:
+            if entry.key == "location":
+                entry.value = place
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(Unreadable, match="outside"):
+        pipeline.slim(path, ratio=0.5, verify=False)
+
+
+def fail(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("breaks", [fail, interrupt])
+@pytest.mark.parametrize("step", ["_settle", "_swap"])
+def test_a_failure_leaves_the_old_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, breaks: Callable[..., None]
+) -> None:
+    path = with_external_data(model("resnet"), tmp_path)
+    out = tmp_path / "out.onnx"
+    pipeline.slim(path, ratio=0.3, verify=False).save(out)
+    before = listing(tmp_path)
+    result = pipeline.slim(path, ratio=0.6, verify=False)
+    monkeypatch.setattr(atomic, step, breaks)
+    with pytest.raises((files.UsageError, KeyboardInterrupt)):
+        result.save(out)
+    assert listing(tmp_path) == before
+    monkeypatch.undo()
+    result.save(out)
+    assert listing(tmp_path) != before
