@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-
 from onnx import ModelProto
 
 import onnxprune
@@ -128,7 +127,7 @@ def analyze(
     *,
     heads: str = "auto",
     ratio: float = 0.5,
-    sizes: Sizes = Sizes(),  # noqa: B008 (frozen)
+    sizes: Sizes = Sizes(),
 ) -> Analysis:
     """Find what can be pruned: labels, groups, and what is fixed and why.
 
@@ -202,7 +201,7 @@ def slim(
     seed: int = 0,
     verify: bool = True,
     provider: str = "cpu",
-    sizes: Sizes = Sizes(),  # noqa: B008 (frozen)
+    sizes: Sizes = Sizes(),
     stage: Stage = _quiet,
 ) -> Result:
     """Remove channels from a model and prove the result. Nothing is written.
@@ -252,7 +251,7 @@ def slim_dead(
     *,
     verify: bool = True,
     provider: str = "cpu",
-    sizes: Sizes = Sizes(),  # noqa: B008 (frozen)
+    sizes: Sizes = Sizes(),
     stage: Stage = _quiet,
 ) -> Result:
     """Remove only what changes no output: channels that are constant, or that nothing reads.
@@ -424,7 +423,7 @@ def verify(
         CheckFailed: the original can't be run.
     """
     from onnxprune.check.lossless import verify_lossless
-    from onnxprune.check.verify import verify_files
+    from onnxprune.check.files import verify_files
 
     _, view = replay(plan, original)
     if plan.options.get("dead"):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from onnx import ModelProto
 
 from onnxprune.axes.facts import Work
@@ -47,15 +48,13 @@ def group_rows(
     groups: Sequence[Group],
     left: Mapping[int, str],
     scores: Scores | None,
-    kept: Mapping[int, Sequence[int]],
+    kept: Mapping[int, ArrayLike],
 ) -> tuple[GroupRow, ...]:
     """Groups that may shrink, those that were left alone, then channels that can't go."""
     name = view.facts.model.in_file
     rows = []
     for g in groups:
-        members = tuple(
-            dict.fromkeys(MemberRow(name(m.value), m.axis, m.role) for m in g.members)
-        )
+        members = tuple(dict.fromkeys(MemberRow(name(m.value), m.axis, m.role) for m in g.members))
         stay = np.asarray(kept.get(g.id, np.arange(g.size)), np.int64)
         found = None if scores is None else scores.by_group.get(g.id)
         rows.append(

@@ -114,14 +114,14 @@ class Labels:
         rest_sizes = [d for k, d in enumerate(sizes) if k != first]
         if (table == table[:1]).all():
             rest = self.split(table[0], rest_sizes)
-            return rest[:first] + [out[first]] + rest[first:]
+            return [*rest[:first], out[first], *rest[first:]]
         if (table == table[:, :1]).all():
             out[first] = table[:, 0].copy()
             return out
         outer, inner = self.fresh(table.shape[0]), self.fresh(table.shape[1])
         self.same(table.ravel(), self.conjunction(outer[:, None], inner[None, :]))
         rest = self.split(inner, rest_sizes)
-        return rest[:first] + [outer] + rest[first:]
+        return [*rest[:first], outer, *rest[first:]]
 
     def merge(self, parts: Sequence[Vector]) -> Vector:
         """Labels of several axes, for the one axis they are flattened to."""

@@ -55,7 +55,9 @@ def unsqueeze(n: Node, w: Walk) -> None:
 def squeeze(n: Node, w: Walk) -> None:
     x = w.get(n.inputs[0])
     axes = _axes_operand(n, w)
-    gone = {k for k, v in enumerate(x) if len(v) == 1} if axes is None else {a % len(x) for a in axes}
+    gone = (
+        {k for k, v in enumerate(x) if len(v) == 1} if axes is None else {a % len(x) for a in axes}
+    )
     w.put(n.outputs[0], [v for k, v in enumerate(x) if k not in gone])
 
 
@@ -137,9 +139,7 @@ def _entries(value: str, count: int, w: Walk) -> list[int | None]:
     a, b = w.facts.trace.values.get(value), w.facts.other.values.get(value)
     if a is None or b is None or a.shape != b.shape:
         return [None] * count
-    return [
-        int(p) if p == q else None for p, q in zip(a.ravel(), b.ravel(), strict=True)
-    ]
+    return [int(p) if p == q else None for p, q in zip(a.ravel(), b.ravel(), strict=True)]
 
 
 def gather(n: Node, w: Walk) -> None:
@@ -187,8 +187,12 @@ def pad(n: Node, w: Walk) -> None:
             continue
         if not x[k].any():
             x[k] = pinned(shape[k])
-        elif before is None or after is None or before < 0 or after < 0 or (
-            n.attrs.get("mode", "constant") != "constant"
+        elif (
+            before is None
+            or after is None
+            or before < 0
+            or after < 0
+            or (n.attrs.get("mode", "constant") != "constant")
         ):
             w.pin_axis(n, x[k], "Pad changes this axis in a way that can't be followed")
             x[k] = pinned(shape[k])
@@ -334,7 +338,9 @@ def find_shuffle(n: Node, w: Walk) -> Shuffle | None:
         if span is None or size == 1:
             continue
         lo, hi = span
-        if [k for k in perm if not lo <= k < hi] != [k for k in range(len(mid)) if not lo <= k < hi]:
+        if [k for k in perm if not lo <= k < hi] != [
+            k for k in range(len(mid)) if not lo <= k < hi
+        ]:
             continue
         inner = perm[lo:hi]
         if sorted(inner) != list(range(lo, hi)):
@@ -359,8 +365,6 @@ def _span(mid: Sequence[int], shape: Sequence[int], axis: int) -> tuple[int, int
     if tuple(mid[hi:]) != tuple(shape[axis + 1 :]):
         return None
     return (lo, hi) if int(np.prod(mid[lo:hi])) == shape[axis] else None
-
-
 
 
 MOVERS: dict[str, Mover] = {

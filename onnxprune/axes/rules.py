@@ -229,7 +229,7 @@ def one_hot(n: Node, w: Walk) -> str:
     rank = w.rank(n.inputs[0])
     axis = n.attrs.get("axis", -1) % (rank + 1)
     x = _letters(rank)
-    return f"{' '.join(x)}, _, _ -> {' '.join(x[:axis] + ['_'] + x[axis:])}"
+    return f"{' '.join(x)}, _, _ -> {' '.join([*x[:axis], '_', *x[axis:]])}"
 
 
 def gather_elements(n: Node, w: Walk) -> str:

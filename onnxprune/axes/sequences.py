@@ -161,9 +161,9 @@ def walk_sequence(n: Node, w: Walk) -> None:
         axis = n.attrs["axis"] % (len(parts[0].axes) + fresh)
         axes = list(parts[0].axes)
         for p in parts[1:]:
-            for k, (a, b) in enumerate(zip(axes, p.axes, strict=True)):
+            for k, (one, other) in enumerate(zip(axes, p.axes, strict=True)):
                 if fresh or k != axis:
-                    w.labels.same(a, b)
+                    w.labels.same(one, other)
         if fresh:
             axes.insert(axis, pinned(len(parts)))
         else:

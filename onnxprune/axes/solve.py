@@ -102,7 +102,8 @@ def _stack(parts: Sequence[Vector]) -> Vector:
 
 def _components(n: int, a: Vector, b: Vector) -> NDArray[np.int64]:
     graph = coo_matrix((np.ones(len(a), np.bool_), (a, b)), shape=(n, n))
-    return connected_components(graph, directed=False)[1].astype(np.int64)
+    found: NDArray[np.int64] = connected_components(graph, directed=False)[1].astype(np.int64)
+    return found
 
 
 def _close(labels: Labels, a: Vector, b: Vector) -> tuple[NDArray[np.int64], Vector, Vector]:
@@ -236,8 +237,8 @@ def groups(s: Solution) -> list[Group]:
             continue
         values = tuple(dict.fromkeys(value for value, _, _ in carriers[f]))
         made.append((ordered, tuple(members), values))
-    for ordered, members, values in made:
-        out.append(Group(len(out), _name(s.facts, members), ordered, members, values))
+    for ordered, found, values in made:
+        out.append(Group(len(out), _name(s.facts, found), ordered, found, values))
     return out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -77,9 +78,9 @@ def group_norm_last(n: Node, w: Walk) -> None:
     table = x[-1].reshape(n.attrs["groups"], -1)
     w.labels.same(table, table[:, :1])
     for i in filter(None, n.inputs[1:]):
-        v = w.get(i)
-        w.labels.same(v[-1], x[-1])
-        for a, b in zip(v[:-1], x, strict=False):  # (n c), (n 1 1 c), (n h w c)
+        weight = w.get(i)
+        w.labels.same(weight[-1], x[-1])
+        for a, b in zip(weight[:-1], x, strict=False):  # (n c), (n 1 1 c), (n h w c)
             if len(a) == len(b):
                 w.labels.same(a, b)
     for v in x[1:-1]:
@@ -201,7 +202,7 @@ def ms_attention(n: Node, w: Walk) -> None:
     if len(n.inputs) > 2 and n.inputs[2]:
         w.labels.same(w.get(n.inputs[2])[0], weight[1])
     ends = np.cumsum([0, *sizes])
-    parts = [weight[1][a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    parts = [weight[1][a:b] for a, b in pairwise(ends.tolist())]
     (q1, q3), (k1, k3), (v1, v3) = (_heads(n, w, p, heads) for p in parts)
     _pin_rest(n, w, n.inputs[3:], q1)
     if any(n.inputs[4:5]):
@@ -252,9 +253,7 @@ def group_query(n: Node, w: Walk) -> None:
     if packed:
         raise w.refuse("has packed queries, keys and values")
     q, k, v = (w.get(i) for i in n.inputs[:3])
-    (q1, q3), (k1, k3), (v1, v3) = (
-        _heads(n, w, x[2], h) for x, h in ((q, hq), (k, hk), (v, hk))
-    )
+    (q1, q3), (k1, k3), (v1, v3) = (_heads(n, w, x[2], h) for x, h in ((q, hq), (k, hk), (v, hk)))
     if n.attrs.get("do_rotary"):
         w.pin_axis(n, q3, "its rotary table turns pairs of dims")
     for size in (q3, k3, v3):
@@ -269,9 +268,7 @@ def group_query(n: Node, w: Walk) -> None:
             w.pin_axis(n, cache[2], "GroupQueryAttention mixes over time")
     _pin_rest(n, w, n.inputs[5:], q1)
     names = {"num_heads": "q", "kv_num_heads": "kv"}
-    out = _attend(
-        n, w, [q[0], q1, q[1], q3], [k[0], k1, k[1], k3], [v[0], v1, v[1], v3], names
-    )
+    out = _attend(n, w, [q[0], q1, q[1], q3], [k[0], k1, k[1], k3], [v[0], v1, v[1], v3], names)
     w.put(n.outputs[0], [q[0], q[1], w.labels.merge([out[1], out[3]])])
     for o, axes in zip(n.outputs[1:3], ((k1, k3), (v1, v3)), strict=False):
         if o and o in w.facts.trace.shapes:

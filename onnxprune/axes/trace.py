@@ -72,7 +72,7 @@ _KEPT_ATTRS = frozenset(
 
 @dataclass
 class Trace:
-    """Shapes, element types and small values by value name, and the nodes where inference failed."""
+    """Shapes, element types and small values by value name; nodes where inference failed."""
 
     binding: Binding
     shapes: dict[str, Shape] = field(default_factory=dict)
@@ -231,7 +231,9 @@ class _Tracer:
                 if i and (c is None or c.size > SMALL):
                     return False
             floats = (1, 10, 11, 16)
-            if any(t.types.get(i) in floats and self.m.constants[i].size > 16 for i in n.inputs if i):
+            if any(
+                t.types.get(i) in floats and self.m.constants[i].size > 16 for i in n.inputs if i
+            ):
                 return False
         vals = [self.known(i) if i else None for i in n.inputs]
         if any(v is None and i for v, i in zip(vals, n.inputs, strict=True)):
@@ -253,7 +255,8 @@ class _Tracer:
     def fits(n: Node, vals: Sequence[np.ndarray | None]) -> bool:
         """Know the size before making the value: a ConstantOfShape can be of any size."""
         last = vals[-1]
-        assert last is not None and vals[0] is not None
+        assert last is not None
+        assert vals[0] is not None
         if n.op == "Range":
             assert vals[1] is not None
             return bool(abs((vals[1] - vals[0]) / last) <= FOLD_LIMIT)
@@ -262,8 +265,13 @@ class _Tracer:
 
     def infer(self, n: Node) -> None:
         sh, ty = self.t.shapes, self.t.types
-        proto, domain, picks = n.proto, n.domain, range(len(n.inputs))
-        quantised = n.domain == "com.microsoft" or n.op in ("QLinearConv", "QLinearMatMul", "ConvInteger")
+        proto, domain = n.proto, n.domain
+        picks: Sequence[int] = range(len(n.inputs))
+        quantised = n.domain == "com.microsoft" or n.op in (
+            "QLinearConv",
+            "QLinearMatMul",
+            "ConvInteger",
+        )
         if quantised:
             if n.op not in _AS_STANDARD:
                 raise ValueError("no shape rule for this operator")
@@ -282,8 +290,8 @@ class _Tracer:
                 if i:
                     return  # unknown before: unknown here, and told already
                 continue
-            kind = TensorProto.FLOAT if quantised else ty[i]  # the standard twin takes no int8
-            types[name] = helper.make_tensor_type_proto(kind, sh[i])
+            dtype = TensorProto.FLOAT if quantised else ty[i]  # the standard twin takes no int8
+            types[name] = helper.make_tensor_type_proto(dtype, sh[i])
             if len(sh[i]) <= 1 and (sh[i] == () or sh[i][0] <= 64):
                 v = self.known(i, 64)
                 if v is not None and v.dtype != object:

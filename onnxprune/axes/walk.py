@@ -250,8 +250,16 @@ class Walk:
             return any(i in self.facts.derived for i in ins)
         # a sum that meets an activation at once (distances to a codebook) needs no new weight
         users = [u for o in n.outputs for u, _ in self.model.uses.get(o, ())]
-        meets = all(any(i not in self.facts.constant and i not in n.outputs and
-                        i not in self.model.constants for i in u.inputs if i) for u in users)
+        meets = all(
+            any(
+                i not in self.facts.constant
+                and i not in n.outputs
+                and i not in self.model.constants
+                for i in u.inputs
+                if i
+            )
+            for u in users
+        )
         return not (n.op in SUMS and users and meets) and can_run(n)
 
     def is_zero(self, value: str, axis: int) -> bool:
@@ -464,8 +472,9 @@ class Walk:
 
     def unify(self, n: Node, a: str, b: str, why: str) -> bool:
         """State that two values are the same, axis by axis; pin both where shapes differ."""
-        sa, sb = (t.shapes.get(a) for t in (self.facts.trace, self.facts.other)), (
-            t.shapes.get(b) for t in (self.facts.trace, self.facts.other)
+        sa, sb = (
+            (t.shapes.get(a) for t in (self.facts.trace, self.facts.other)),
+            (t.shapes.get(b) for t in (self.facts.trace, self.facts.other)),
         )
         known = all(v in self.facts.axes or v in self.model.constants for v in (a, b))
         if not known or list(sa) != list(sb):

@@ -76,8 +76,11 @@ def _gemm(n: Node, f: Facts) -> Axes:
     column = zero_axes(b, f)[0 if n.attrs.get("transB") else 1]
     bias_axes = f.axes.get(bias, []) if bias else []
     if bias:
-        column = column and _vector(bias, f) and bool(bias_axes) and (
-            len(bias_axes[-1]) == len(f.axes[n.outputs[0]][1])
+        column = (
+            column
+            and _vector(bias, f)
+            and bool(bias_axes)
+            and (len(bias_axes[-1]) == len(f.axes[n.outputs[0]][1]))
         )
     return row, column
 
@@ -109,9 +112,7 @@ def _einsum(n: Node, f: Facts) -> Axes:
     if "." in right:
         return (False,) * len(f.axes[n.outputs[0]])
     return tuple(
-        any(
-            c in t and zero_axes(v, f)[t.index(c)] for v, t in zip(n.inputs, terms, strict=True)
-        )
+        any(c in t and zero_axes(v, f)[t.index(c)] for v, t in zip(n.inputs, terms, strict=True))
         for c in right
     )
 
@@ -185,7 +186,9 @@ def _transpose(n: Node, f: Facts) -> Axes:
 
 def _squeeze(n: Node, f: Facts) -> Axes:
     """Squeeze and Unsqueeze: the axes of more than one element, in order."""
-    x = [z for z, v in zip(zero_axes(n.inputs[0], f), f.axes[n.inputs[0]], strict=True) if len(v) > 1]
+    x = [
+        z for z, v in zip(zero_axes(n.inputs[0], f), f.axes[n.inputs[0]], strict=True) if len(v) > 1
+    ]
     rest = iter(x)
     return tuple(len(v) > 1 and next(rest) for v in f.axes[n.outputs[0]])
 
@@ -256,7 +259,9 @@ _RULES: dict[str, Callable[[Node, Facts], Axes]] = {
     **dict.fromkeys(("Gemm",), _gemm),
     **dict.fromkeys("MatMul FusedMatMul TransposeMatMul MatMulInteger".split(), _matmul),
     **dict.fromkeys(("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"), _recurrent),
-    **dict.fromkeys(("Add", "Sub", "Sum", "Max", "Min"), lambda n, f: _elementwise(n, f, n.inputs, all)),
+    **dict.fromkeys(
+        ("Add", "Sub", "Sum", "Max", "Min"), lambda n, f: _elementwise(n, f, n.inputs, all)
+    ),
     **dict.fromkeys(("Squeeze", "Unsqueeze"), _squeeze),
     **dict.fromkeys(("Reshape", "Flatten"), _reshape),
     **dict.fromkeys(("Concat", "QLinearConcat"), _concat),
@@ -269,9 +274,7 @@ _RULES: dict[str, Callable[[Node, Facts], Axes]] = {
     **dict.fromkeys(
         "Split Slice Tile QuantizeLinear DequantizeLinear DynamicQuantizeLinear".split(), _same
     ),
-    **dict.fromkeys(
-        [f"Reduce{k}" for k in "Sum Mean L1 L2 SumSquare Max Min".split()], _reduce
-    ),
+    **dict.fromkeys([f"Reduce{k}" for k in "Sum Mean L1 L2 SumSquare Max Min".split()], _reduce),
     "Mul": lambda n, f: _elementwise(n, f, n.inputs, any),
     # 0 / 0 is no zero
     "Div": lambda n, f: _elementwise(n, f, n.inputs, lambda z: list(z) == [True, False]),

@@ -78,6 +78,6 @@ class ConstantChannels:
         out = {}
         for r in np.unique(roots[fixed]):
             mine = roots == r
-            if np.ptp(held[mine]) == 0:
+            if fixed[mine].all() and np.ptp(held[mine]) == 0:
                 out[int(r)] = float(held[mine][0])
         return out

@@ -53,7 +53,7 @@ def fail(error: PruneError) -> int:
 
 
 def main(args: list[str] | None = None) -> Any:
-    """Entry point: exit codes 0 done, 1 a check failed, 2 usage, 3 unreadable, 4 nothing to prune."""
+    """Exit codes: 0 done, 1 a check failed, 2 usage, 3 unreadable, 4 nothing to prune."""
     try:
         code = cli.main(args, prog_name="onnxprune", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

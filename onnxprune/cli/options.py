@@ -11,38 +11,43 @@ import click
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class ShapeOption(click.ParamType):
+def _shapes(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> list[tuple[str, tuple[int, ...]]]:
     """NAME:1x3x224x224 (or with commas)."""
-
-    name = "NAME:1x3x224x224"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, tuple[int, ...]]:
-        name, _, dims = str(value).rpartition(":")
+    out = []
+    for value in values:
+        name, _, dims = value.rpartition(":")
         if not name or not re.fullmatch(r"\d+([x,]\d+)*", dims):
-            self.fail(f"'{value}' is not NAME:SIZExSIZEx..., as in input:1x3x224x224", param, ctx)
-        return name, tuple(int(d) for d in re.split("[x,]", dims))
+            wanted = "NAME:SIZExSIZEx..., as in input:1x3x224x224"
+            raise click.BadParameter(f"'{value}' is not {wanted}", ctx, param)
+        out.append((name, tuple(int(d) for d in re.split("[x,]", dims))))
+    return out
 
 
-class DimOption(click.ParamType):
+def _dims(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> list[tuple[str, int]]:
     """SYMBOL=8."""
-
-    name = "SYMBOL=8"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, int]:
-        name, _, size = str(value).partition("=")
+    out = []
+    for value in values:
+        name, _, size = value.partition("=")
         if not name or not size.isdigit() or int(size) < 1:
-            self.fail(f"'{value}' is not SYMBOL=SIZE, as in batch=8", param, ctx)
-        return name, int(size)
+            raise click.BadParameter(f"'{value}' is not SYMBOL=SIZE, as in batch=8", ctx, param)
+        out.append((name, int(size)))
+    return out
 
 
 def sizes(command: F) -> F:
     """--shape and --dim: sizes of inputs whose axes are dynamic."""
     command = click.option(
-        "--dim", "dims", type=DimOption(), multiple=True, help="Size of a symbolic axis."
-    )(command)
+        "--dim", "dims", metavar="SYMBOL=8", callback=_dims, multiple=True,
+        help="Size of a symbolic axis.",
+    )(command)  # fmt: skip
     return click.option(
-        "--shape", "shapes", type=ShapeOption(), multiple=True, help="Shape of an input."
-    )(command)
+        "--shape", "shapes", metavar="NAME:1x3x224x224", callback=_shapes, multiple=True,
+        help="Shape of an input.",
+    )(command)  # fmt: skip
 
 
 def model_argument(command: F) -> F:

@@ -48,8 +48,17 @@ if TYPE_CHECKING:
 @json_flag
 @click.option("-q", "--quiet", is_flag=True, help="Only errors.")
 @click.option("-v", "--verbose", is_flag=True, help="Every group that stayed, and all notes.")
-def command(model: str, out: Path | None, plan_out: Path | None, reports: tuple[Path, ...],
-            dry_run: bool, as_json: bool, quiet: bool, verbose: bool, **how: Any) -> int:  # fmt: skip
+def command(
+    model: str,
+    out: Path | None,
+    plan_out: Path | None,
+    reports: tuple[Path, ...],
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **how: Any,
+) -> int:
     """Remove channels from MODEL, prove the result, save it.
 
     Say how much with one of --ratio, --threshold, --dead, --per-layer (which may also override
@@ -93,7 +102,7 @@ def command(model: str, out: Path | None, plan_out: Path | None, reports: tuple[
         console = stdout()
         print_report(report, console, verbose)
         console.print(result.sentence)
-        for warning in (result.verdict.notes if result.verdict else ()):
+        for warning in result.verdict.notes if result.verdict else ():
             console.print(f"note: {warning}")
         console.print("nothing was written (--dry-run)" if dry_run else f"wrote {out}")
     return 0
@@ -159,5 +168,3 @@ def _replace(path: Path, text: str) -> None:
             temporary.write_text(text, encoding="utf-8")
     except OSError as e:
         raise UsageError("can't write", where=str(path), why=str(e)) from e
-
-

@@ -17,9 +17,7 @@ from onnxprune.cli.options import json_flag
               show_default=True)  # fmt: skip
 @json_flag
 @click.option("-q", "--quiet", is_flag=True, help="Only errors.")
-def command(
-    original: str, slim: str, plan: Path, provider: str, as_json: bool, quiet: bool
-) -> int:
+def command(original: str, slim: str, plan: Path, provider: str, as_json: bool, quiet: bool) -> int:
     """Prove that SLIM is ORIGINAL without the channels that PLAN removes.
 
     Exit code 1 says that it is not.

@@ -12,8 +12,8 @@ import numpy as np
 from onnx import numpy_helper
 
 from onnxprune.axes.facts import Move, Shuffle
-from onnxprune.cut.edits import Edits
 from onnxprune.axes.view import View
+from onnxprune.cut.edits import Edits
 from onnxprune.graph.model import Node
 
 Fix = Callable[[Node, View, Edits], None]
@@ -154,7 +154,11 @@ def _bounds(
     at = [a % rank for a in axes].index(move.axis)
     parts = [v.facts.known(i) for i in n.inputs[1:3]]
     steps = v.facts.known(n.inputs[4]) if len(n.inputs) > 4 and n.inputs[4] else None
-    if parts[0] is None or parts[1] is None or (steps is None and len(n.inputs) > 4 and n.inputs[4]):
+    if (
+        parts[0] is None
+        or parts[1] is None
+        or (steps is None and len(n.inputs) > 4 and n.inputs[4])
+    ):
         return at, None
     step = 1 if steps is None else int(steps.ravel()[at])
     end: int | None = int(parts[1].ravel()[at])

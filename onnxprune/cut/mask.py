@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 
 from onnxprune.axes.facts import Facts, Sink
+from onnxprune.axes.view import Mask, View
 from onnxprune.axes.zero import zero_axes
 from onnxprune.cut.edits import Edits
-from onnxprune.axes.view import Mask, View
 from onnxprune.cut.weights import rewrite
 from onnxprune.graph.model import WEIGHT_TYPES, Node
 
@@ -102,7 +102,9 @@ def _mask_born(node: Node, view: View, edits: Edits) -> None:
         return
     for axis, mask in enumerate(view.masks(o)):
         if not mask.all():
-            edits.after(node, 0, "Mul", [None, _factor(mask, axis, len(view.masks(o)), dtype, edits)])
+            edits.after(
+                node, 0, "Mul", [None, _factor(mask, axis, len(view.masks(o)), dtype, edits)]
+            )
 
 
 def _factor(mask: Mask, axis: int, rank: int, dtype: int, edits: Edits) -> str:
@@ -118,10 +120,10 @@ def _mask_sink(sink: Sink, view: View, edits: Edits, done: set[tuple[Node, int]]
     mask = view.mask(sink.labels)
     if mask.all():
         return
-    partners = [
-        s for s in facts.sinks_of(node) if s.labels is sink.labels or _equal(s, sink, view)
-    ]
-    if len(partners) < 2 or any(zero_axes(s.node.inputs[s.operand], facts)[s.axis] for s in partners):
+    partners = [s for s in facts.sinks_of(node) if s.labels is sink.labels or _equal(s, sink, view)]
+    if len(partners) < 2 or any(
+        zero_axes(s.node.inputs[s.operand], facts)[s.axis] for s in partners
+    ):
         return
     first = partners[0]
     key = (node, first.operand * 16 + first.axis)

@@ -33,7 +33,7 @@ def drop_unread(model: onnx.ModelProto, before: onnx.ModelProto) -> None:
                 del graph.node[k]
         return len(graph.node) < size
 
-    while any([sweep(graph) for graph in graphs]):
+    while sum(sweep(graph) for graph in graphs):
         graphs = list(_graphs(model.graph))
     for graph in graphs:
         gone.update(t.name for t in graph.initializer if unread([t.name]))

@@ -109,18 +109,22 @@ def _remove_unread(gone: set[Node], view: View, edits: Edits) -> None:
         edits.remove(node)
     while todo:
         for i in todo.pop().inputs:
-            node = model.producer.get(i)
-            if node is None or node in gone or not all(o in facts.constant for o in node.outputs):
+            made = model.producer.get(i)
+            if made is None or made in gone or not all(o in facts.constant for o in made.outputs):
                 continue
-            readers = [u for o in node.outputs for u, _ in model.uses.get(o, ())]
-            if all(u in gone for u in readers) and not outputs & set(node.outputs):
-                gone.add(node)
-                todo.append(node)
-                edits.remove(node)
+            readers = [u for o in made.outputs for u, _ in model.uses.get(o, ())]
+            if all(u in gone for u in readers) and not outputs & set(made.outputs):
+                gone.add(made)
+                todo.append(made)
+                edits.remove(made)
     stored: dict[tuple[Site, bool], list[Constant]] = {}
     for c in model.constants.values():
         stored.setdefault((c.site, c.is_node), []).append(c)
     for same in stored.values():
         readers = [u for c in same for u, _ in model.uses.get(c.value, ())]
-        if readers and all(u in gone for u in readers) and not any(c.value in outputs for c in same):
+        if (
+            readers
+            and all(u in gone for u in readers)
+            and not any(c.value in outputs for c in same)
+        ):
             edits.drop(same[0])

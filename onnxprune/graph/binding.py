@@ -84,14 +84,16 @@ def is_dynamic(graph: GraphProto) -> bool:
 
 
 def baked_sizes(graph: GraphProto, limit: int = 12) -> list[int]:
-    """Small integers that the graph's constants mention most: sizes that an export may have fixed."""
+    """Small integers that the constants mention most: sizes that an export may have fixed."""
     seen: Counter[int] = Counter()
     small = [t for t in graph.initializer if t.data_type == TensorProto.INT64]
-    small += [a.t for n in graph.node if n.op_type == "Constant" for a in n.attribute if a.t.data_type]
+    small += [
+        a.t for n in graph.node if n.op_type == "Constant" for a in n.attribute if a.t.data_type
+    ]
     for t in small:
-        if t.data_type == TensorProto.INT64 and len(t.dims) <= 1 and sum(t.dims) <= 8:
-            if t.data_location != TensorProto.EXTERNAL:
-                seen.update(v for v in numpy_helper.to_array(t).ravel().tolist() if 4 < v <= 4096)
+        few = t.data_type == TensorProto.INT64 and len(t.dims) <= 1 and sum(t.dims) <= 8
+        if few and t.data_location != TensorProto.EXTERNAL:
+            seen.update(v for v in numpy_helper.to_array(t).ravel().tolist() if 4 < v <= 4096)
     return [v for v, _ in seen.most_common(limit)]
 
 
@@ -129,6 +131,9 @@ def _symbols(graph: GraphProto) -> list[str]:
     for info in free_inputs(graph):
         dims = info.type.tensor_type.shape.dim
         for k, d in enumerate(dims):
-            if d.dim_param.isidentifier() and probe.symbol(d.dim_param, info.name, k, len(dims)) == 1:
+            if (
+                d.dim_param.isidentifier()
+                and probe.symbol(d.dim_param, info.name, k, len(dims)) == 1
+            ):
                 found[d.dim_param] = None
     return list(found)
