@@ -422,8 +422,8 @@ def verify(
         Unreadable: a file can't be read, or the plan is for another model.
         CheckFailed: the original can't be run.
     """
-    from onnxprune.check.lossless import verify_lossless
     from onnxprune.check.files import verify_files
+    from onnxprune.check.lossless import verify_lossless
 
     _, view = replay(plan, original)
     if plan.options.get("dead"):
