@@ -3,10 +3,11 @@
     python -m bench.speed [--runs 5]
 
 Whole processes: `--help`, and `slim --ratio 0.5 --no-verify --repair none` on a ResNet-50 of 102 MB
-(batch normalisation as nodes, random weights). The analysis alone, as the report of such a run
-tells it: for that ResNet-50, and for a convolutional network and a transformer of 1,000 nodes.
-Prints a JSON line, seconds, with the machine: the median and the fastest run, and how busy the
-machine was before (the load average by the core; over 1, others were computing too).
+(batch normalisation as nodes, random weights). The analysis alone: for that ResNet-50, and for a
+convolutional network and a transformer of 1,000 nodes. Prints a JSON line with the machine: seconds
+of the median and of the fastest run, and of the processor (median); `load` is how busy the machine
+was before (the load average by the core; over 1, others were computing too, and `cpu` is the better
+number).
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ import onnxprune
 from models.blocks import basic_block, bottleneck, conv_relu, encoder_layer, head
 from models.builder import G
 from onnxprune.runtime import machine
+
+Seconds = tuple[float, float]
+"""On the wall clock, and of the processor."""
 
 STAGES = ((3, 64, 256), (4, 128, 512), (6, 256, 1024), (3, 512, 2048))
 
@@ -66,24 +70,40 @@ def program(*arguments: object) -> list[str]:
     return [str(Path(sys.executable).with_name("onnxprune")), *map(str, arguments)]
 
 
-def seconds(command: list[str]) -> float:
-    """The whole process, start to end."""
-    start = time.perf_counter()
+def whole(command: list[str]) -> Seconds:
+    """A process, start to end."""
+    before, start = os.times(), time.perf_counter()
     subprocess.run(command, check=True, capture_output=True)
-    return time.perf_counter() - start
+    wall, after = time.perf_counter() - start, os.times()
+    used = after.children_user + after.children_system
+    return wall, used - before.children_user - before.children_system
 
 
-def analysis(command: list[str]) -> float:
-    """What a run says about its own analysis."""
-    done = subprocess.run([*command, "--json"], check=True, capture_output=True, text=True)
-    return float(json.loads(done.stdout)["timings"]["analyse"])
+def reported(command: list[str]) -> Seconds:
+    """What a process prints about a part of itself."""
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    wall, cpu = json.loads(done.stdout)
+    return wall, cpu
 
 
-def several(runs: int, measure: Callable[[list[str]], float], command: list[str]) -> dict[str, Any]:
-    """The median and the fastest of some runs; a first one, which fills the caches, is left out."""
+def analyse(file: Path) -> None:
+    """The analysis alone, in a process that has not done one before."""
+    source = onnxprune.load(file)
+    analyze = onnxprune.analyze  # imported here, as the command line has done by then
+    start, cpu = time.perf_counter(), time.process_time()
+    analyze(source)
+    print(json.dumps([time.perf_counter() - start, time.process_time() - cpu]))
+
+
+def several(
+    runs: int, measure: Callable[[list[str]], Seconds], command: list[str]
+) -> dict[str, float]:
+    """Median and fastest of some runs; a first one, which fills the caches, is left out."""
     measure(command)
-    times = [measure(command) for _ in range(runs)]
-    return {"median": round(statistics.median(times), 3), "fastest": round(min(times), 3)}
+    walls, cpus = zip(*(measure(command) for _ in range(runs)), strict=True)
+    numbers = {"median": statistics.median(walls), "fastest": min(walls),
+               "cpu": statistics.median(cpus)}  # fmt: skip
+    return {key: round(value, 3) for key, value in numbers.items()}
 
 
 def main() -> None:
@@ -91,7 +111,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--analyse", type=Path, help=argparse.SUPPRESS)  # a process of its own
     args = parser.parse_args()
+    if args.analyse is not None:
+        analyse(args.analyse)
+        return
     busy = round(os.getloadavg()[0] / (os.cpu_count() or 1), 1) if hasattr(os, "getloadavg") else ""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -109,14 +133,20 @@ def main() -> None:
             "load": busy,
             "resnet50_mb": round((folder / "resnet50.onnx").stat().st_size / 1e6, 1),
             "nodes": {key: len(model.graph.node) for key, model in models.items()},
-            "help": several(args.runs, seconds, program("--help")),
+            "help": several(args.runs, whole, program("--help")),
             "slim_resnet50": several(
-                args.runs, seconds, program("slim", folder / "resnet50.onnx", *bare)
+                args.runs, whole, program("slim", folder / "resnet50.onnx", *bare)
             ),
         }
         for key in models:
-            command = program("slim", folder / f"{key}.onnx", *bare)
-            row[f"analyse_{key}"] = several(args.runs, analysis, command)
+            command = [
+                sys.executable,
+                "-m",
+                "bench.speed",
+                "--analyse",
+                str(folder / f"{key}.onnx"),
+            ]
+            row[f"analyse_{key}"] = several(args.runs, reported, command)
     print(json.dumps(row))
 
 

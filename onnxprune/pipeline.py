@@ -30,6 +30,7 @@ from onnxprune.cost.work import sizes_at_one
 from onnxprune.cut.cut import cut
 from onnxprune.errors import CheckFailed, NothingToPrune, UsageError
 from onnxprune.graph.binding import Binding
+from onnxprune.graph.binding import check_sizes
 from onnxprune.graph.files import Source, fingerprint, load, save
 from onnxprune.graph.model import Model, normalise
 from onnxprune.report.data import Report
@@ -137,8 +138,10 @@ def analyze(
 
     Raises:
         Unreadable: the model can't be read.
+        UsageError: `sizes` names what the model has not, or has otherwise.
     """
     source = source_of(model)
+    check_sizes(source.proto.graph, sizes.dims, sizes.shapes)
     analysed = normalise(source)
 
     measured: Runs = ()

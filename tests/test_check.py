@@ -12,7 +12,7 @@ from models.builder import G
 from onnxprune.axes.view import View
 from onnxprune.check.files import signature_problems, verify_files
 from onnxprune.check.inputs import hints
-from onnxprune.check.probes import probes
+from onnxprune.check.probes import comparable, probes
 from onnxprune.check.steps import by_node
 from onnxprune.check.verdict import difference, moved, tolerance
 from onnxprune.check.verify import verify
@@ -137,8 +137,21 @@ def test_a_sampling_rate_is_read_off_the_graph() -> None:
     h = g.op("Reshape", h, size, like=g.tensors[h])
     y = g.op("MatMul", g.op("Unsqueeze", h, [0], like=g.tensors[h]), g.weight(8, 2))
     view = halved(solved(g.model(y=y)))
-    verdict = verify(view, cut(view).model)
-    assert verdict.passed
+    assert hints(view.facts)["sr"].known == (16000,)
+    assert verify(view, cut(view).model).passed
+
+
+def test_both_branches_of_a_known_value_are_run() -> None:
+    g = G(0)
+    x, rate = g.input("x", [2, 6]), g.input("sr", [], np.int64)
+    h = g.relu(g.gemm(x, 8))
+    high, low = (g.op("MatMul", h, g.weight(8, 2, name=n)) for n in ("high", "low"))
+    y = g.op("Where", g.op("Equal", rate, g.const(np.int64(16000))), high, low)
+    view = halved(solved(g.model(y=y)))
+    slim = cut(view).model
+    assert verify(view, slim).passed
+    assert len(verify(view, slim).inputs) == 4
+    assert not verify(view, changed(slim, "low", lambda w: w[::-1])).passed
 
 
 def test_a_model_that_nothing_runs_is_unproven() -> None:
@@ -228,6 +241,30 @@ def test_the_first_wrong_node_is_named() -> None:
     second = [n for n in slim.graph.node if n.op_type == "Conv"][1]
     verdict = verify(view, changed(slim, second.input[1], lambda w: w[::-1]))
     assert verdict.first_bad.startswith(second.name)
+
+
+def test_an_error_too_small_for_the_outputs_is_found_by_node() -> None:
+    g = G(0)
+    x = g.input("x", [2, 6])
+    small = g.op("Mul", g.gemm(g.relu(g.gemm(x, 8)), 4), g.const(np.array([1e-3, 2e-3, 1e-3, 3e-3])
+                                                                 .astype(F32)))  # fmt: skip
+    view = halved(solved(g.model(y=g.op("Add", g.gemm(x, 4), small))))
+    slim = cut(view).model
+    bias = input_of(slim, "Gemm", 2)
+    verdict = verify(view, changed(slim, bias, lambda b: b + F32(1e-3)))
+    assert not verdict.passed
+    assert "Gemm" in verdict.first_bad
+
+
+def test_the_inside_of_a_shuffle_is_not_compared() -> None:
+    g = G(3)
+    x = g.conv(g.input("x", [2, 4, 6, 6]), 8, 1, groups=2)
+    inner = g.reshape(x, [2, 2, 4, 6, 6])
+    x = g.reshape(g.transpose(inner, 0, 2, 1, 3, 4), [2, 8, 6, 6])
+    view = halved(solved(g.model(y=g.conv(x, 4, 1))))
+    assert inner not in comparable(view)
+    assert x in comparable(view)
+    assert verify(view, cut(view).model).passed
 
 
 def test_by_node_in_several_parts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,12 +89,15 @@ def test_quantisers_hold_no_parameters() -> None:
     assert parameters(normalise(load(proto))) == 20 + 5
 
 
-def test_shared_and_generated_weights_count_once() -> None:
+@pytest.mark.parametrize(("filling", "generated"), [(0.5, 16), (0.0, 0), (None, 0)])
+def test_shared_and_generated_weights_count_once(filling: float | None, generated: int) -> None:
+    """Zeros that are generated are states or padding, no weights."""
+    value = None if filling is None else numpy_helper.from_array(np.array([filling], np.float32))
     shape = numpy_helper.from_array(np.array([4, 4]), "shape")
     info = helper.make_tensor_value_info
     graph = helper.make_graph(
         [
-            helper.make_node("ConstantOfShape", ["shape"], ["w"]),
+            helper.make_node("ConstantOfShape", ["shape"], ["w"], value=value),
             helper.make_node("MatMul", ["x", "w"], ["a"]),
             helper.make_node("Add", ["a", "b"], ["c"]),
             helper.make_node("MatMul", ["c", "w"], ["d"]),
@@ -106,7 +109,7 @@ def test_shared_and_generated_weights_count_once() -> None:
         [shape, numpy_helper.from_array(np.ones(4, np.float32), "b")],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-    assert parameters(normalise(load(proto))) == 16 + 4
+    assert parameters(normalise(load(proto))) == generated + 4
 
 
 def test_work_follows_the_view() -> None:

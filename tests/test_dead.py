@@ -366,6 +366,22 @@ def test_constants_through_batch_norm_and_pools() -> None:
     assert close(run(model, x), run(slim, x))
 
 
+def test_tied_channels_must_all_be_constant() -> None:
+    """A grouped consumer ties 0 with 3, 1 with 4, 2 with 5: one half of a pair is not enough."""
+    w1 = normal(6, 3, 1, 1)
+    w1[[0, 1, 4]] = 0
+    model = model_of(
+        [("Conv", ["x", "w1"], ["c"], {}), ("Conv", ["c", "w2"], ["y"], {"group": 2})],
+        {"w1": w1, "w2": normal(4, 3, 1, 1)},
+        ["n", 3, 8, 8],
+    )
+    slim, dead, a = slimmed(model)
+    assert a.groups[0].size == 3
+    assert dead.kept[0].tolist() == [0, 2]
+    x = {"x": normal(2, 3, 8, 8)}
+    assert close(run(model, x), run(slim, x))
+
+
 def test_counted_padding_of_an_average_pool() -> None:
     model = model_of(
         [

@@ -314,20 +314,19 @@ def _lines_up(n: Node, w: Walk, ia: range, ib: range) -> bool:
     )
 
 
+_QUANTISERS = frozenset(("QuantizeLinear", "DequantizeLinear"))
+
+
 def find_shuffle(n: Node, w: Walk) -> Shuffle | None:
     """Reshape, Transpose, Reshape that only permute one axis: a Gather in disguise."""
     x = w.get(n.inputs[0])
     if not any(v.any() for v in x):
         return None
-    chain = [n]
-    for op in ("Transpose", "Reshape"):
-        uses = w.model.uses.get(chain[-1].outputs[0], [])
-        outputs = w.model.graph.outputs
-        if len(uses) != 1 or uses[0][0].op != op or uses[0][1] or chain[-1].outputs[0] in outputs:
-            return None
-        chain.append(uses[0][0])
-    first, turn, last = chain
-    value, end = n.inputs[0], last.outputs[0]
+    turn = _reader(n, "Transpose", w)
+    last = None if turn is None else _reader(turn, "Reshape", w)
+    if turn is None or last is None:
+        return None
+    first, value, end = n, n.inputs[0], last.outputs[0]
     shape = w.shape(value)
     mid = w.shape(first.outputs[0])
     if w.facts.trace.shapes.get(end) != shape or first.site.path != last.site.path:
@@ -354,6 +353,21 @@ def find_shuffle(n: Node, w: Walk) -> Shuffle | None:
         w.facts.zero[end] = zero_axes(value, w.facts)
         return Shuffle((first, turn, last), value, axis, index)
     return None
+
+
+def _reader(n: Node, op: str, w: Walk) -> Node | None:
+    """The only reader of a node, if it is `op`; quantisers of one scale may lie in between."""
+    while True:
+        out = n.outputs[0]
+        uses = w.model.uses.get(out, [])
+        if len(uses) != 1 or uses[0][1] or out in w.model.graph.outputs:
+            return None
+        n = uses[0][0]
+        if n.op == op and not n.domain:
+            return n
+        scales = [w.shape(i) for i in n.inputs[1:] if i]
+        if n.op not in _QUANTISERS or any(int(np.prod(s)) > 1 for s in scales):
+            return None
 
 
 def _span(mid: Sequence[int], shape: Sequence[int], axis: int) -> tuple[int, int] | None:

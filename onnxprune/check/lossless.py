@@ -44,5 +44,3 @@ def verify_lossless(view: View, slim: onnx.ModelProto, *, provider: str = "cpu")
         notes=("held against the original itself: nothing that it computes was lost",),
     )  # fmt: skip
     return replace(verdict, seconds=time.perf_counter() - start)
-
-

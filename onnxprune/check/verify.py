@@ -32,7 +32,7 @@ _WEAK = 10 * FLOAT32_TOLERANCE
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """What is run: three models, where their data lies, and on what provider."""
+    """Three models, where their data lies, and on what provider they run."""
 
     view: View
     original: onnx.ModelProto
@@ -115,10 +115,9 @@ def verify(
 
 
 def _float32(case: _Case) -> _Case:
-    return replace(
-        case, original=in_float32(case.original, case.folder),
-        masked=in_float32(case.masked, case.folder), slim=in_float32(case.slim, case.slim_folder),
-    )  # fmt: skip
+    original, full = (in_float32(m, case.folder) for m in (case.original, case.masked))
+    slim = in_float32(case.slim, case.slim_folder)
+    return replace(case, original=original, masked=full, slim=slim)
 
 
 def _runs(

@@ -124,7 +124,7 @@ class _Search:
             w, gone = real_values(value, self.facts) != 0, list(self.gone)
             for k, axis in enumerate(axes):
                 if k != sink.axis:
-                    w = np.compress(np.isin(axis, gone) | True, w, axis=k)
+                    w = np.compress(~np.isin(axis, gone), w, axis=k)
             self.used[key] = w.any(axis=tuple(k for k in range(w.ndim) if k != sink.axis))
         return not self.used[key][axes[sink.axis] == root].any()
 

@@ -140,11 +140,8 @@ def tensor_cuts(view: View) -> tuple[TensorCut, ...]:
 
 
 def _kept_axes(view: View, value: str) -> dict[int, tuple[int, ...]]:
-    return {
-        axis: tuple(np.flatnonzero(mask).tolist())
-        for axis, mask in enumerate(view.masks(value))
-        if not mask.all()
-    }
+    masks = enumerate(view.masks(value))
+    return {k: tuple(np.flatnonzero(m).tolist()) for k, m in masks if not m.all()}
 
 
 def check_plan(plan: Plan, fingerprint: str, groups: Sequence[Group]) -> None:
@@ -203,10 +200,8 @@ def from_json(text: str, where: str = "the plan") -> Plan:
     top = Reader(data, where)
     schema = top.text("schema")
     if schema != SCHEMA:
-        raise Unreadable(
-            "not a plan that this version reads", where=where,
-            why=f"its schema is '{schema}', not '{SCHEMA}'",
-        )  # fmt: skip
+        why = f"its schema is '{schema}', not '{SCHEMA}'"
+        raise Unreadable("not a plan that this version reads", where=where, why=why)
     groups = tuple(_group(r) for r in top.rows("groups"))
     if len({g.id for g in groups}) != len(groups):
         raise Unreadable("the plan names a group twice", where=where)

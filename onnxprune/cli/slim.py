@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,13 +67,14 @@ def command(
     by more. Without repair, a high ratio costs accuracy.
     """
     _check(how, reports)
+    out = out or Path(model).with_suffix("").with_name(f"{Path(model).stem}.slim.onnx")
+    _check_paths(Path(model), out, (*reports, *([plan_out] if plan_out else [])))
     from onnxprune import pipeline
     from onnxprune.cli.talk import print_json, stderr, stdout, working
     from onnxprune.graph.files import check_output
     from onnxprune.report.text import print_report
 
     source = pipeline.source_of(model)
-    out = out or Path(model).with_suffix("").with_name(f"{Path(model).stem}.slim.onnx")
     if not dry_run:
         check_output(source.proto, out, source.folder)
     try:
@@ -101,10 +103,10 @@ def command(
     elif not quiet:
         console = stdout()
         print_report(report, console, verbose)
-        console.print(result.sentence)
-        for warning in result.verdict.notes if result.verdict else ():
-            console.print(f"note: {warning}")
-        console.print("nothing was written (--dry-run)" if dry_run else f"wrote {out}")
+        warnings = result.verdict.notes if result.verdict else ()
+        ending = "nothing was written (--dry-run)" if dry_run else f"wrote {out}"
+        for line in (result.sentence, *(f"note: {w}" for w in warnings), ending):
+            console.print(line, markup=False)  # names may have brackets
     return 0
 
 
@@ -123,6 +125,22 @@ def _check(how: dict[str, Any], reports: tuple[Path, ...]) -> None:
     for path in reports:
         if path.suffix != ".json":
             raise UsageError("unknown kind of report", where=str(path), hint="name it *.json")
+
+
+def _check_paths(model: Path, out: Path, others: Iterable[Path]) -> None:
+    """Refuse a report or plan that could not be written, or would replace another file of this
+    run, before any is written.
+    """
+    taken = {model.resolve(): "the model", out.resolve(): "the slim model"}
+    for path in others:
+        if not path.parent.is_dir():
+            raise UsageError("the output folder does not exist", where=str(path.parent))
+        if path.is_dir():
+            raise UsageError("a folder can't be replaced by a file", where=str(path))
+        if path.resolve() in taken:
+            why = f"it is {taken[path.resolve()]} too"
+            raise UsageError("two files can't have one name", where=str(path), why=why)
+        taken[path.resolve()] = "another output"
 
 
 def _run(source: Any, how: dict[str, Any], tell: Any) -> Any:

@@ -12,14 +12,19 @@ import click
 from rich.console import Console
 
 
+UNWRAPPED = 10_000
+"""Characters of a line off a terminal, where whatever reads it wraps it if it likes."""
+
+
 def stdout() -> Console:
     """For data. Off a terminal, lines are not wrapped."""
-    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else UNWRAPPED, highlight=False)
 
 
 def stderr() -> Console:
-    """For talk."""
-    return Console(stderr=True, highlight=False)
+    """For talk; wrapped like `stdout`."""
+    width = None if sys.stderr.isatty() else UNWRAPPED
+    return Console(stderr=True, width=width, highlight=False)
 
 
 @contextmanager

@@ -172,6 +172,28 @@ class Edits:
         del proto.attribute[:]
         proto.attribute.extend(helper.make_attribute(a, v) for a, v in attributes.items())
 
+    def bypass(self, n: Node) -> None:
+        """Take a node out: what reads its output reads its first input."""
+        name = self.node(n).input[0]
+        for user, k in self.model.uses.get(n.outputs[0], ()):
+            self.set_input(user, k, name)
+        self.remove(n)
+
+    def rename(self, n: Node) -> None:
+        """Give a node's output a name of its own."""
+        proto = self.node(n)
+        proto.output[0] = self.unique(proto.output[0])
+        for user, k in self.model.uses.get(n.outputs[0], ()):
+            self.set_input(user, k, proto.output[0])
+
+    def unstate(self, value: str) -> None:
+        """Take out what the file states of a value's shape: it can be inferred."""
+        name, node = self.model.in_file(value), self.model.producer[value]
+        infos = self.graph(node.site.path).value_info
+        for k in reversed(range(len(infos))):
+            if infos[k].name == name:
+                del infos[k]
+
     def remove(self, n: Node) -> None:
         self.node(n)
         self._gone.add(n.site)

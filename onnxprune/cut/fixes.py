@@ -339,6 +339,8 @@ def shuffle(s: Shuffle, v: View, e: Edits) -> None:
     inner = mid[s.axis : s.axis + len(mid) - len(v.shape(s.value)) + 1]
     table = kept.reshape(inner)
     others = [k for k, c in enumerate(v.cut_axes(s.value)) if c and k != s.axis]
+    for node in v.facts.model.between(first, last):
+        e.unstate(node.outputs[0])
     for j in range(len(inner)):
         line = np.moveaxis(table, j, 0).reshape(inner[j], -1)
         if not others and (line == line[:, :1]).all():
@@ -351,10 +353,11 @@ def shuffle(s: Shuffle, v: View, e: Edits) -> None:
             _retarget(last, v, e, np.array(v.cut_axes(last.outputs[0])), list(out))
             return
     want = v.moved(labels, s.index)
-    value = e.node(first).input[0]
-    e.replace(last, "Gather", [value, e.constant(want, last.label)], axis=s.axis)
-    e.remove(first)
-    e.remove(turn)
+    for node in v.facts.model.between(first, last):
+        e.rename(node)  # what lies in between is no longer reshaped: another tensor
+    e.bypass(first)
+    e.bypass(turn)
+    e.replace(last, "Gather", [e.node(last).input[0], e.constant(want, last.label)], axis=s.axis)
     e.notes.append(f"channel shuffle {first.label} ... {last.label} became one Gather")
 
 

@@ -10,6 +10,8 @@ from itertools import product
 
 from onnx import GraphProto, TensorProto, ValueInfoProto, numpy_helper
 
+from onnxprune.errors import UsageError
+
 Shape = tuple[int, ...]
 
 SIZES = ((64, 96), (32, 64), (16, 24), (8, 12), (96, 128), (224, 256), (512, 1024), (576, 1152),
@@ -72,6 +74,32 @@ def free_inputs(graph: GraphProto) -> list[ValueInfoProto]:
     """The inputs that a caller must feed: those without an initializer."""
     inits = {t.name for t in graph.initializer}
     return [i for i in graph.input if i.name not in inits]
+
+
+def check_sizes(graph: GraphProto, dims: Mapping[str, int], shapes: Mapping[str, Shape]) -> None:
+    """Raise UsageError where sizes are given for what the model has not, or has otherwise."""
+    inputs = {i.name: i.type.tensor_type for i in free_inputs(graph)}
+    symbols = {d.dim_param for kind in inputs.values() for d in kind.shape.dim} - {""}
+    known = set(re.findall(r"[^\W\d]\w*", " ".join(symbols))) | symbols
+    for symbol in dims:
+        if symbol not in known:
+            hint = f"it has {', '.join(sorted(symbols))}" if symbols else "all its sizes are fixed"
+            raise UsageError(f"the model has no symbolic axis '{symbol}'", where="--dim", hint=hint)
+    for name, shape in shapes.items():
+        if name not in inputs:
+            hint = f"it has {', '.join(inputs)}"
+            raise UsageError(f"the model has no input '{name}'", where="--shape", hint=hint)
+        stated = inputs[name].shape.dim
+        fixed = [d.dim_value if d.dim_value > 0 else None for d in stated]
+        fits = len(shape) == len(fixed) and all(
+            a in (None, b) for a, b in zip(fixed, shape, strict=True)
+        )
+        if inputs[name].HasField("shape") and not fits:
+            says = "x".join(str(a or d.dim_param or "?") for a, d in zip(fixed, stated, strict=True))
+            raise UsageError(
+                f"input '{name}' can't have this shape", where=f"--shape {name}:"
+                + "x".join(map(str, shape)), why=f"the model says {says or 'a scalar'}",
+            )  # fmt: skip
 
 
 def is_dynamic(graph: GraphProto) -> bool:

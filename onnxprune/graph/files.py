@@ -130,13 +130,15 @@ def check_output(model: ModelProto, out: Path, source_folder: Path | None) -> No
     if not os.access(out.parent, os.W_OK):
         raise UsageError("the output folder is not writable", where=str(out.parent))
     data = _data_path(out)
-    if source_folder is None or not data.exists() or _owns_data(out):
+    replaced = [path for path in (out, data) if path.exists()]
+    if source_folder is None or not replaced or (out.exists() and _owns_data(out)):
         return
     files = {data_file(t, source_folder) for t in stored_tensors(model) if is_external(t)}
-    if any(file.exists() and file.samefile(data) for file in files):
-        why = "it is the data file that the model is read from"
-        raise UsageError("the output would replace its source", where=str(data), why=why,
-                         hint="choose another output name")  # fmt: skip
+    for path in replaced:
+        if any(file.exists() and file.samefile(path) for file in files):
+            why = "it is the data file that the model is read from"
+            raise UsageError("the output would replace its source", where=str(path), why=why,
+                             hint="choose another output name")  # fmt: skip
 
 
 def save(model: ModelProto, out: Path, source_folder: Path | None) -> None:

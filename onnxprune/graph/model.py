@@ -127,6 +127,12 @@ class Model:
         """All nodes, those of bodies before the node that owns them."""
         return walk(self.graph)
 
+    def between(self, first: Node, last: Node) -> Iterator[Node]:
+        """The chain of single readers from one node up to, not including, another."""
+        while first is not last:
+            yield first
+            first = self.uses[first.outputs[0]][0][0]
+
 
 def walk(graph: Graph) -> Iterator[Node]:
     """All nodes of a graph, those of bodies before the node that owns them."""
