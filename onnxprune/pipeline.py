@@ -14,10 +14,11 @@ import numpy as np
 from onnx import ModelProto
 
 import onnxprune
-from onnxprune.axes.analyse import Known, facts_of
+from onnxprune.axes.analyse import facts_of
 from onnxprune.axes.facts import Facts
 from onnxprune.axes.solve import Group, Solution, groups
 from onnxprune.axes.view import View
+from onnxprune.axes.walk import analyse
 from onnxprune.check.verdict import Verdict
 from onnxprune.choose.allocate import Allocation, Request, allocate, check
 from onnxprune.choose.dead import Dead, dead_channels
@@ -29,10 +30,9 @@ from onnxprune.cost.budget import cost_model
 from onnxprune.cost.work import sizes_at_one
 from onnxprune.cut.cut import cut
 from onnxprune.errors import CheckFailed, NothingToPrune, UsageError
-from onnxprune.graph.binding import Binding
 from onnxprune.graph.binding import check_sizes
 from onnxprune.graph.files import Source, fingerprint, load, save
-from onnxprune.graph.model import Model, normalise
+from onnxprune.graph.model import Model, Node, normalise
 from onnxprune.report.data import Report
 from onnxprune.summary import (
     group_rows,
@@ -45,8 +45,6 @@ from onnxprune.summary import (
 
 AnyModel = str | PathLike[str] | ModelProto | Source
 Stage = Callable[[str], None]
-Runs = Sequence[tuple[Binding, Known]]
-"""Bindings that a model was run under, and the shapes that it had."""
 
 
 def _quiet(stage: str) -> None:
@@ -144,38 +142,38 @@ def analyze(
     check_sizes(source.proto.graph, sizes.dims, sizes.shapes)
     analysed = normalise(source)
 
-    measured: Runs = ()
+    facts = _facts(analysed, sizes)
 
-    def one(whole_groups: bool) -> Analysis:
-        nonlocal measured
-        facts, measured = _facts(analysed, sizes, whole_groups, measured)
+    def decided(facts: Facts, whole_groups: bool) -> Analysis:
         solution = resolve(facts, heads, ratio)
         return Analysis(source, facts, solution, tuple(groups(solution)), whole_groups)
 
-    found = one(False)
-    if any(n.attrs.get("group", 1) > 1 for n in analysed.walk()):
-        other = one(True)
+    found = decided(facts, False)
+    if any(_is_grouped(n, analysed) for n in analysed.walk()):
+        other = decided(analyse(analysed, facts.trace, facts.other, whole_groups=True), True)
         if _left_over(other, ratio) < _left_over(found, ratio) * 0.999:
             return other
     return found
 
 
-def _facts(
-    model: Model, sizes: Sizes, whole_groups: bool, measured: Runs = ()
-) -> tuple[Facts, Runs]:
-    """The facts; where shapes stay unknown (scripted sequences), those of a run of the model."""
-    facts = facts_of(
-        model, fixed=sizes.dims, shapes=sizes.shapes, whole_groups=whole_groups, measured=measured
-    )
-    known = facts.trace.shapes
-    if measured or all(o in known for n in model.graph.nodes for o in n.outputs if o):
-        return facts, measured
-    from onnxprune.check.measure import measured as measure
+def _is_grouped(n: Node, model: Model) -> bool:
+    """A convolution in groups of more than one channel (depthwise ones have nothing to choose)."""
+    if n.attrs.get("group", 1) < 2:
+        return False
+    weight = model.constants.get(n.inputs[3 if n.op == "QLinearConv" else 1])
+    return weight is None or weight.dims[1:2] != (1,) or weight.dims[0] != n.attrs["group"]
 
-    runs = measure(facts)
-    if not runs:
-        return facts, ()
-    return facts_of(model, whole_groups=whole_groups, measured=runs), runs
+
+def _facts(model: Model, sizes: Sizes) -> Facts:
+    """The facts; where shapes stay unknown (scripted sequences), those of a run of the model."""
+    facts = facts_of(model, fixed=sizes.dims, shapes=sizes.shapes)
+    known = facts.trace.shapes
+    if all(o in known for n in model.graph.nodes for o in n.outputs if o):
+        return facts
+    from onnxprune.check.measure import measured
+
+    runs = measured(facts)
+    return facts_of(model, measured=runs) if runs else facts
 
 
 def _left_over(a: Analysis, ratio: float) -> float:
@@ -393,7 +391,9 @@ def replay(plan: Plan, model: AnyModel) -> tuple[Analysis, View]:
     """
     source = source_of(model)
     sizes = Sizes(plan.analysis.dims, plan.analysis.shapes)
-    facts, _ = _facts(normalise(source), sizes, plan.analysis.whole_groups)
+    facts = _facts(normalise(source), sizes)
+    if plan.analysis.whole_groups:
+        facts = analyse(facts.model, facts.trace, facts.other, whole_groups=True)
     solution = resolve(facts, "auto", 0.5, plan.analysis.frozen)
     analysis = Analysis(
         source, facts, solution, tuple(groups(solution)), plan.analysis.whole_groups

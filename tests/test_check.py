@@ -303,6 +303,13 @@ def test_a_slim_model_that_does_not_run_fails(break_it: str) -> None:
     assert "does not run" in verdict.first_bad
 
 
+def test_a_slim_model_without_an_output_fails() -> None:
+    view = halved(solved(small_net()))
+    wrong = cut(view).model
+    wrong.graph.node[-1].output[0] = wrong.graph.output[0].name = "z"
+    assert "does not give" in verify(view, wrong).first_bad
+
+
 # Files
 
 

@@ -177,7 +177,7 @@ def dead_filters(*gone: int) -> np.ndarray:
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("act", ["Relu", "Sigmoid", "HardSwish", "Softplus"])
 def test_constants_move_to_the_consumers_bias(bias: bool, act: str) -> None:
-    model = conv_net(0, bias, act, w1=dead_filters(1, 4))
+    model = conv_net(0, bias, act, w1=dead_filters(1, 4), b1=np.abs(normal(6)) + 0.5)
     slim, dead, _ = slimmed(model)
     assert dead.kept[0].tolist() == [0, 2, 3, 5]
     assert [s.values.shape for s in dead.shifts] == [(4,)]

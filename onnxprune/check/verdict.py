@@ -34,7 +34,8 @@ class Difference:
     @property
     def badness(self) -> float:
         """Error in units of the tolerance, to compare tensors of different types."""
-        return self.error / self.tolerance if self.tolerance else self.error * 1e9
+        error = np.inf if np.isnan(self.error) else self.error
+        return error / self.tolerance if self.tolerance else error * 1e9
 
     def __str__(self) -> str:
         return f"{self.tensor}: {self.why or f'{self.error:.1e} > {self.tolerance:.0e}'}"

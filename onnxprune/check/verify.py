@@ -148,17 +148,19 @@ def _runs(
     except PruneError as error:
         if error.exit_code == 2 or not error.why or isinstance(error, MissingRuntime):
             raise
-        raise unproven or CheckFailed(
-            "unproven: the original can't be run", why=error.why, hint="--no-verify to go without"
-        ) from error
+        what, hint = "unproven: the original can't be run", "--no-verify to go without"
+        raise unproven or CheckFailed(what, why=error.why, hint=hint) from error
 
 
 def _compare(case: _Case, runs: Sequence[_Run]) -> Verdict:
-    """Run all models, one after the other, and compare; node by node where outputs disagree."""
+    """Run the models one after the other and compare: first the outputs, then node by node."""
     extra = probes(case.view, case.slim)
-    values = {case.view.facts.model.in_file(o): o for o in case.view.facts.model.graph.outputs}
-    values |= extra
-    full = _outputs(case, case.masked, runs, extra)
+    model = case.view.facts.model
+    values = {model.in_file(o): o for o in model.graph.outputs} | extra
+    try:
+        full = _outputs(case, case.masked, runs, extra)
+    except PruneError as error:
+        raise CheckFailed("unproven: the masked original can't be run", why=error.why) from error
     distance = 0.0
     for run, now in zip(runs, full, strict=True):
         for name, then in (run.before or {}).items():
@@ -169,16 +171,14 @@ def _compare(case: _Case, runs: Sequence[_Run]) -> Verdict:
     try:
         slim = _outputs(case, case.slim, runs, extra, case.slim_folder)
     except PruneError as error:
-        bad = Difference("", np.inf, FLOAT32_TOLERANCE, error.why or error.what)
-        return Verdict(False, np.inf, bad.tolerance, compared=compared, moved=distance,
-                       first_bad=f"the slim model does not run: {bad.why}")  # fmt: skip
+        why = f"the slim model does not run: {error.why or error.what}"
+        return Verdict(False, np.inf, 0.0, compared=compared, moved=distance, first_bad=why)
     worst, where = Difference("", 0.0, FLOAT32_TOLERANCE), 0
     for k, (out, got) in enumerate(zip(full, slim, strict=True)):
         for name, array in out.items():
-            if name not in got:
-                d = Difference(name, np.inf, 0.0, "the slim model does not give it")
-            else:
-                d = difference(name, kept_part(case.view, values.get(name, ""), array), got[name])
+            kept = kept_part(case.view, values.get(name, ""), array)
+            d = Difference(name, np.inf, 0.0, "the slim model does not give it")
+            d = difference(name, kept, got[name]) if name in got else d
             if d.badness >= worst.badness:
                 worst, where = d, k
     verdict = Verdict(
@@ -209,8 +209,8 @@ def _outputs(
 def _stepwise(case: _Case, feeds: Feeds, found: Verdict) -> Verdict:
     """Does every node agree on its own? Then what adds up to more was rounding."""
     steps = by_node(
-        case.view, case.masked, case.slim, feeds, provider=case.provider, folder=case.folder,
-        slim_folder=case.slim_folder,
+        case.view, case.masked, case.slim, feeds,
+        provider=case.provider, folder=case.folder, slim_folder=case.slim_folder,
     )  # fmt: skip
     found = replace(found, nodes=steps.count)
     one = replace(
@@ -246,7 +246,7 @@ def _again(case: _Case, runs: Sequence[_Run], first: Verdict) -> Verdict:
         before = _outputs(other, other.original, measured, probes(view, slim))
         runs = [replace(r, before=b) for r, b in zip(measured, before, strict=True)]
         second = _compare(other, runs)
-        note = f"{count} constant weights were made random, because the mask moved nothing"
+        note = f"{count} constant weights were made random: the mask had moved nothing"
         if not second.passed or second.moved > first.moved:
             return replace(second, notes=(*second.notes, note), vacuous=second.moved <= UNMOVED)
     return replace(first, vacuous=first.moved <= UNMOVED)

@@ -106,7 +106,7 @@ def command(
         warnings = result.verdict.notes if result.verdict else ()
         ending = "nothing was written (--dry-run)" if dry_run else f"wrote {out}"
         for line in (result.sentence, *(f"note: {w}" for w in warnings), ending):
-            console.print(line, markup=False)  # names may have brackets
+            console.print(line, markup=False, soft_wrap=True)  # names may have brackets
     return 0
 
 
