@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from onnx import numpy_helper
 
 from models.zoo import ZOO, ZOO_NO_RUNTIME
 from onnxprune import pipeline
@@ -75,6 +76,17 @@ def test_slim_is_the_masked_original(name: str) -> None:
         assert not found.wrong, way
         assert found.moved, f"masking changes nothing: {way}"
     assert shrunk >= 4
+
+
+def test_the_judge_can_say_no() -> None:
+    result = pipeline.slim(source("resnet"), ratio=0.5, verify=False)
+    _, view = pipeline.replay(result.plan, source("resnet"))
+    weight = next(t for t in result.model.graph.initializer if t.name == "conv_3.weight")
+    swapped = numpy_helper.to_array(weight)[::-1]
+    weight.CopyFrom(numpy_helper.from_array(swapped, weight.name))
+    wrong = judge(source("resnet"), view, result.model).wrong
+    assert len(wrong) == 2
+    assert "relative error" in wrong[0]
 
 
 @pytest.mark.parametrize("name", [n for n in (*ZOO, *ZOO_NO_RUNTIME) if n not in FIXED])

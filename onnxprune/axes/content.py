@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnxprune.axes.facts import Facts
-from onnxprune.axes.trace import run_operator
+from onnxprune.axes.operators import run_operator
 from onnxprune.graph.model import Node
 
 

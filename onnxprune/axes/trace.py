@@ -7,15 +7,14 @@ size: they differ between two bindings, which marks them as dynamic like any oth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from onnx import TensorProto, TypeProto, defs, helper, numpy_helper, shape_inference
-from onnx.reference.ops import load_op
 
+from onnxprune.axes.contrib import AS_STANDARD, CONTRIB_SHAPES, KEPT_ATTRS, TYPED_LIKE
+from onnxprune.axes.operators import run_operator
 from onnxprune.axes.sequences import SEQUENCES, trace_sequence
 from onnxprune.graph.binding import Binding, free_inputs
 from onnxprune.graph.model import Graph, Model, Node
@@ -39,36 +38,6 @@ _IMPURE = frozenset(
     "LSTM GRU RNN DequantizeLinear QuantizeLinear Conv Attention".split()
 )
 
-# Contributed operators whose shapes are those of a standard operator on some of their inputs.
-_AS_STANDARD: dict[str, tuple[str, Sequence[int]]] = {
-    "FusedConv": ("Conv", (0, 1)),
-    "FusedGemm": ("Gemm", (0, 1, 2)),
-    "QLinearConv": ("Conv", (0, 3)),
-    "QLinearMatMul": ("MatMul", (0, 3)),
-    "ConvInteger": ("Conv", (0, 1)),
-    "QLinearAdd": ("Add", (0, 3)),
-    "QLinearMul": ("Add", (0, 3)),
-    "QLinearAveragePool": ("AveragePool", (0,)),
-    "QLinearSoftmax": ("Identity", (0,)),
-    "BiasAdd": ("Identity", (0,)),
-    "BiasGelu": ("Identity", (0,)),
-    "BiasSoftmax": ("Identity", (0,)),
-    "FastGelu": ("Identity", (0,)),
-    "QuickGelu": ("Identity", (0,)),
-    "Gelu": ("Identity", (0,)),
-    "QLinearSigmoid": ("Identity", (0,)),
-    "QLinearLeakyRelu": ("Identity", (0,)),
-    "LayerNormalization": ("Identity", (0,)),
-    "RotaryEmbedding": ("Identity", (0,)),
-    "GroupNorm": ("Identity", (0,)),
-    "MatMulIntegerToFloat": ("MatMul", (0, 1)),
-    "DynamicQuantizeMatMul": ("MatMul", (0, 1)),
-    "Inverse": ("Identity", (0,)),
-}
-_KEPT_ATTRS = frozenset(
-    "pads strides dilations group kernel_shape auto_pad transA transB ceil_mode".split()
-)
-
 
 @dataclass
 class Trace:
@@ -84,46 +53,6 @@ class Trace:
     """(node, why) where a shape could not be had."""
     guessed: bool = False
     """Some size depends on the data and took the binding's `unknown`."""
-
-
-class _Key:
-    """A node proto that hashes equal: `lru_cache` must not tell equal operators apart."""
-
-    __slots__ = ("proto",)
-
-    def __init__(self, proto: Any) -> None:
-        self.proto = proto
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key)
-
-    def __hash__(self) -> int:
-        return 0
-
-
-@lru_cache(maxsize=4096)
-def _instance(op: str, version: int, arity: int, attributes: bytes, key: _Key) -> Any:
-    return load_op("", op, version)(
-        key.proto, {"verbose": 0, "log": lambda *_: None, "new_ops": None, "opsets": {"": version}}
-    )
-
-
-def can_run(node: Node) -> bool:
-    """Has onnx a reference implementation of this operator in this version?"""
-    try:
-        load_op("", node.op, node.version)
-    except Exception:
-        return False
-    return True
-
-
-def run_operator(node: Node, inputs: Sequence[np.ndarray | None]) -> list[np.ndarray]:
-    """Run one standard operator through onnx's reference implementation."""
-    attributes = b"|".join(sorted(a.SerializeToString() for a in node.proto.attribute))
-    arity = len(node.inputs) * 64 + len(node.outputs)
-    op = _instance(node.op, node.version, arity, attributes, _Key(node.proto))
-    out = op.run(*inputs)
-    return [np.asarray(r) for r in (out if isinstance(out, (tuple, list)) else (out,))]
 
 
 class _Tracer:
@@ -195,7 +124,7 @@ class _Tracer:
             return
         if n.op in CONTRIB_SHAPES and (n.domain or n.op == "SimplifiedLayerNormalization"):
             shapes = CONTRIB_SHAPES[n.op](n, [sh.get(i, ()) for i in n.inputs])
-            like = n.inputs[_TYPED_LIKE.get(n.op, 0)]
+            like = n.inputs[TYPED_LIKE.get(n.op, 0)]
             for o, s in zip(n.outputs, shapes, strict=False):
                 if o:
                     self.set(o, self.t.types.get(like, 1), s)
@@ -273,11 +202,11 @@ class _Tracer:
             "ConvInteger",
         )
         if quantised:
-            if n.op not in _AS_STANDARD:
+            if n.op not in AS_STANDARD:
                 raise ValueError("no shape rule for this operator")
-            op, wanted = _AS_STANDARD[n.op]
+            op, wanted = AS_STANDARD[n.op]
             proto = helper.make_node(op, [], [])
-            proto.attribute.extend(a for a in n.proto.attribute if a.name in _KEPT_ATTRS)
+            proto.attribute.extend(a for a in n.proto.attribute if a.name in KEPT_ATTRS)
             picks = [k for k in wanted if k < len(n.inputs)]
             proto.input.extend(n.proto.input[k] for k in picks)
             proto.output.extend(n.proto.output[:1])
@@ -424,126 +353,6 @@ def live_branches(n: Node, *traces: Trace) -> list[Graph]:
     if len(picks) > 1:
         return [then, other]
     return [then if picks.pop() else other]
-
-
-# -- shapes of contributed operators that no standard operator has ------------------------------
-
-
-def _fused_matmul(n: Node, s: list[Shape]) -> list[Shape]:
-    a, b = list(s[0]), list(s[1])
-    if n.attrs.get("transA"):
-        a[-1], a[-2] = a[-2], a[-1]
-    if n.attrs.get("transB"):
-        b[-1], b[-2] = b[-2], b[-1]
-    batch = np.broadcast_shapes(tuple(a[:-2]), tuple(b[:-2]))
-    return [(*batch, a[-2], b[-1])]
-
-
-def _attention(n: Node, s: list[Shape]) -> list[Shape]:
-    sizes = n.attrs.get("qkv_hidden_sizes")
-    hidden = sizes[2] if sizes else s[1][-1] // 3
-    return [(*s[0][:-1], hidden)]
-
-
-def _multi_head(n: Node, s: list[Shape]) -> list[Shape]:
-    heads = n.attrs["num_heads"]
-    q = s[0]
-    if len(q) == 5:  # packed (batch, sequence, heads, 3, size)
-        return [(q[0], q[1], q[2] * q[4])]
-    v = s[2] if len(s) > 2 and s[2] else q
-    hidden = v[-1] if len(v) == 3 else v[1] * v[3]
-    if len(s) > 1 and len(s[1]) == 5:
-        hidden = heads * s[1][4]
-    return [(q[0], q[1], hidden)]
-
-
-def _group_query(n: Node, s: list[Shape]) -> list[Shape]:
-    heads, kv = n.attrs["num_heads"], n.attrs["kv_num_heads"]
-    q = s[0]
-    packed = len(s) < 2 or not s[1]
-    size = q[-1] // (heads + 2 * kv) if packed else q[-1] // heads
-    past = s[3] if len(s) > 3 else ()
-    total = past[2] if len(past) == 4 else q[1]
-    cache = (q[0], kv, max(total, q[1]), size)
-    return [(q[0], q[1], heads * size), cache, cache]
-
-
-def _nbits(n: Node, s: list[Shape]) -> list[Shape]:
-    return [(*s[0][:-1], n.attrs["N"])]
-
-
-def _pool_all(n: Node, s: list[Shape]) -> list[Shape]:
-    if n.attrs.get("channels_last"):
-        return [(s[0][0], *([1] * (len(s[0]) - 2)), s[0][-1])]
-    return [(*s[0][:2], *([1] * (len(s[0]) - 2)))]
-
-
-def _concat(n: Node, s: list[Shape]) -> list[Shape]:
-    parts = s[2::3]
-    axis = n.attrs["axis"] % len(parts[0])
-    return [tuple(sum(p[k] for p in parts) if k == axis else d for k, d in enumerate(parts[0]))]
-
-
-def _embed(n: Node, s: list[Shape]) -> list[Shape]:
-    return [(*s[0], s[2][-1]), (s[0][0],), (*s[0], s[2][-1])]
-
-
-def _split_half(n: Node, s: list[Shape]) -> list[Shape]:
-    return [(*s[0][:-1], s[0][-1] // 2)]
-
-
-def _qgemm(n: Node, s: list[Shape]) -> list[Shape]:
-    return [(s[0][1 if n.attrs.get("transA") else 0], s[3][0 if n.attrs.get("transB") else 1])]
-
-
-def _same(n: Node, s: list[Shape]) -> list[Shape]:
-    return [s[0]] * len(n.outputs)
-
-
-def _lstm(n: Node, s: list[Shape]) -> list[Shape]:
-    (time, batch), (directions, hidden) = s[0][:2], s[2][:2]
-    state = (directions, batch, hidden)
-    return [(time, *state), state, state]
-
-
-def _where(n: Node, s: list[Shape]) -> list[Shape]:
-    return [np.broadcast_shapes(s[0], s[1], s[4])]
-
-
-def _skip(n: Node, s: list[Shape]) -> list[Shape]:
-    stat = (*s[0][:-1], 1)
-    return [s[0], stat, stat, s[0]]
-
-
-_TYPED_LIKE = {
-    "QLinearConcat": 1, "EmbedLayerNormalization": 2, "QLinearWhere": 1, "DequantizeLinear": 1,
-    "QuantizeLinear": 2,
-}  # fmt: skip
-"""The operand whose element type the first output has, where it is not the first."""
-
-CONTRIB_SHAPES: dict[str, Callable[[Node, list[Shape]], list[Shape]]] = {
-    "FusedMatMul": _fused_matmul,
-    "TransposeMatMul": _fused_matmul,
-    "Attention": _attention,
-    "QAttention": _attention,
-    "MultiHeadAttention": _multi_head,
-    "GroupQueryAttention": _group_query,
-    "MatMulNBits": _nbits,
-    "QLinearGlobalAveragePool": _pool_all,
-    "QLinearConcat": _concat,
-    "EmbedLayerNormalization": _embed,
-    "BiasSplitGelu": _split_half,
-    "QGemm": _qgemm,
-    "DynamicQuantizeLSTM": _lstm,
-    "QLinearWhere": _where,
-    "QuantizeLinear": _same,
-    "DequantizeLinear": _same,
-    "BiasDropout": _same,
-    "SkipGroupNorm": _same,
-    "SimplifiedLayerNormalization": _skip,
-    "SkipLayerNormalization": _skip,
-    "SkipSimplifiedLayerNormalization": _skip,
-}
 
 
 def trace(

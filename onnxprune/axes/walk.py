@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 from onnx import TensorProto
 
-from onnxprune.axes.facts import Facts, Role, Sink, Work
-from onnxprune.axes.labels import WINDOW, Vector, pinned
-from onnxprune.axes.movers import MOVERS, find_shuffle
+from onnxprune.axes.apply import apply
+from onnxprune.axes.facts import Facts
+from onnxprune.axes.flow import control_flow
+from onnxprune.axes.labels import Vector, pinned
+from onnxprune.axes.movers import MOVERS
+from onnxprune.axes.operators import can_run
+from onnxprune.axes.reshape import find_shuffle
 from onnxprune.axes.rules import ELEMENTWISE, PINNED, SPECS, SUMS, UNMASKED_OPERANDS
 from onnxprune.axes.sequences import SEQUENCES, Element, walk_sequence
-from onnxprune.axes.spec import Axis, Spec, SpecError, bind, expand, parse
+from onnxprune.axes.spec import SpecError
 from onnxprune.axes.special import SPECIAL
-from onnxprune.axes.trace import Trace, can_run, live_branches
+from onnxprune.axes.trace import Trace
 from onnxprune.axes.zero import zero_axes, zero_born
 from onnxprune.graph.model import Graph, Model, Node, walk
 
@@ -28,20 +31,8 @@ class Unshaped(Refused):
     """The same, because of a shape that could not be had further up: told there."""
 
 
-Live = Callable[[Axis], tuple[str, ...]]
-
 _ALIKE = frozenset(("Split", "LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"))
 """Operators all of whose outputs are 0 where the first is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """One operand of a node, its axes named by the spec."""
-
-    index: int
-    is_output: bool
-    axes: list[Axis]
-    labels: list[Vector]
 
 
 class Walk:
@@ -172,7 +163,7 @@ class Walk:
         if n in self.skip:
             return
         if n.bodies:
-            self.control_flow(n)
+            control_flow(self, n)
             return
         key = (n.domain, n.op)
         if n.op in SEQUENCES and not n.domain:
@@ -217,7 +208,7 @@ class Walk:
             MOVERS[n.op](n, self)
         elif key in SPECS:
             rule = SPECS[key]
-            self.apply(n, rule if isinstance(rule, str) else rule(n, self))
+            apply(n, rule if isinstance(rule, str) else rule(n, self), self)
         else:
             raise Refused("has no rule")
 
@@ -298,265 +289,6 @@ class Walk:
                     out[k] = v
         for o in outputs:
             self.put(o, [pinned(d) if v is None else v for v, d in zip(out, shape, strict=True)])
-
-    # -- specs --------------------------------------------------------------------------------
-
-    def apply(self, n: Node, text: str) -> None:
-        """State what a spec line says; see `axes/spec.py`."""
-        spec = parse(text)
-        found = self.operands(n, spec)
-        size = bind(
-            [(f.axes, [len(v) for v in f.labels]) for f in found],
-            {"g": int(n.attrs.get("group", 1))},
-            text,
-        )
-
-        def sizes(letters: tuple[str, ...]) -> list[int]:
-            return [int(x) if x.isdigit() else size[x] for x in letters]
-
-        def live(axis: Axis) -> tuple[str, ...]:
-            """The letters that count: a factor of size 1 drops out (depthwise needs no rule)."""
-            return tuple(x for x, d in zip(axis.letters, sizes(axis.letters), strict=True) if d > 1)
-
-        named: dict[tuple[str, ...], Vector] = {}
-        for f in found:
-            for axis, v in zip(f.axes, f.labels, strict=True):
-                if f.is_output or len(v) == 1:
-                    continue
-                if axis.mixed or not axis.letters:
-                    why = "mixes this axis" if axis.letters or not axis.many else WINDOW
-                    self.pin_axis(n, v, f"{n.op} {why}")
-                    continue
-                key = live(axis)
-                if int(np.prod(sizes(key))) != len(v):
-                    raise Refused(f"'{text}' does not fit sizes {[len(x) for x in f.labels]}")
-                if key in named:
-                    self.labels.same(named[key], v)
-                else:
-                    named[key] = v
-        for f in found:
-            for axis, v in zip(f.axes, f.labels, strict=True):
-                key = live(axis)
-                if f.is_output and key and not axis.mixed and key not in named and len(v) > 1:
-                    named[key] = self.labels.axis(int(np.prod(sizes(key))))
-        self.relate(named, sizes, grouped=size.get("g", 1) > 1)
-        for f in found:
-            if f.is_output:
-                self.put(
-                    n.outputs[f.index],
-                    [
-                        named[live(a)] if a.letters and not a.mixed and len(v) > 1 else v
-                        for a, v in zip(f.axes, f.labels, strict=True)
-                    ],
-                )
-        self.note_roles(n, found, spec, live)
-        if spec.contracts:
-            self.note_work(n, found, spec)
-
-    def operands(self, n: Node, spec: Spec) -> list[Found]:
-        """Line the axes of a node's operands up with a spec; control operands are pinned."""
-        found: list[Found] = []
-        for k, (value, operand) in enumerate(zip(n.inputs, spec.inputs, strict=False)):
-            if not value:
-                continue
-            if operand is None:
-                self.pin(n, value, f"{n.op} reads it as control")
-                continue
-            labels = self.get(value)
-            if not labels or (len(labels) == 1 == len(labels[0]) and len(operand) != 1):
-                continue  # a scalar in a vector's place
-            axes = expand(operand, [len(v) for v in labels], spec.text)
-            found.append(Found(k, False, axes, labels))
-        for extra in n.inputs[len(spec.inputs) :]:
-            if extra:
-                raise Refused(f"has an operand '{extra}' that its rule does not name")
-        for k, value in enumerate(n.outputs):
-            if not value:
-                continue
-            operand = spec.outputs[k] if k < len(spec.outputs) else None
-            if k == 0:
-                self.shape(value)  # refused where it is not known
-            self.put_pinned(value)
-            if operand is not None and value in self.facts.trace.shapes:
-                axes = expand(operand, self.shape(value), spec.text)
-                found.append(Found(k, True, axes, self.facts.axes[value]))
-        return found
-
-    def relate(
-        self,
-        named: dict[tuple[str, ...], Vector],
-        sizes: Callable[[tuple[str, ...]], list[int]],
-        grouped: bool,
-    ) -> None:
-        """Unify products with their own factors: (4 h) with h, (g o) with (g i) group by group."""
-        keys = list(named)
-        for j, a in enumerate(keys):
-            for b in keys[j + 1 :]:
-                if not (set(a) <= set(b) or set(b) <= set(a)) or (grouped and "g" in a + b):
-                    continue
-                big, small = (a, b) if len(a) > len(b) else (b, a)
-                shape = [s if x in small else 1 for x, s in zip(big, sizes(big), strict=True)]
-                self.labels.same(named[big].reshape(sizes(big)), named[small].reshape(shape))
-        if not grouped:
-            return
-        group = named.get(("g",))
-        for key in keys:
-            if len(key) != 2 or key[0] != "g":
-                continue
-            if ("g",) in named or self.whole_groups:
-                outer, inner = self.labels.split(named[key], sizes(key))
-            else:  # the same channels of every group: a ragged choice would give wrong numbers
-                table = named[key].reshape(sizes(key))
-                self.labels.same(table, table[:1])
-                outer, inner = pinned(len(table)), table[0]
-            if group is None:
-                group = outer
-            else:
-                self.labels.same(group, outer)
-            if (key[1],) in named:
-                self.labels.same(named[(key[1],)], inner)
-
-    def note_roles(self, n: Node, found: list[Found], spec: Spec, live: Live) -> None:
-        """Which weights create channels here, which contract them, and where channels end."""
-        alive = {x for f in found if f.is_output for a in f.axes for x in a.letters}
-        for f in found:
-            if f.is_output:
-                continue
-            for j, (axis, v) in enumerate(zip(f.axes, f.labels, strict=True)):
-                letters = live(axis)
-                if axis.mixed or not letters or len(v) == 1:
-                    continue
-                ends = axis.contracted or letters[-1] not in alive
-                if ends:
-                    self.facts.sinks.append(Sink(n, f.index, j, v))
-                if spec.contracts and len(f.labels) > 1:
-                    for c in self.origin.get(n.inputs[f.index], ()):
-                        self.facts.roles.append(Role(c, "contracts" if ends else "creates", v))
-
-    def note_work(self, n: Node, found: list[Found], spec: Spec) -> None:
-        """Multiply-accumulates: the output's axes, and the contracted ones once each."""
-        if n.op in ("LSTM", "GRU", "RNN"):
-            x = self.get(n.inputs[0])
-            for weight in n.inputs[1:3]:
-                self.facts.work.append(Work(n, (x[0], x[1], *self.get(weight))))
-            return
-        ins = [f for f in found if not f.is_output]
-        if any(a.many and not a.letters for o in spec.inputs if o for a in o):
-            # a convolution: windows slide over the first operand
-            over = self.get(n.inputs[0] if n.op == "ConvTranspose" else n.outputs[0])
-            weight_axes = next(f.labels for f in ins if f.index and len(f.labels) > 1)
-            self.facts.work.append(Work(n, (*over, *weight_axes[1:])))
-            return
-        done = {x for f in found if f.is_output for a in f.axes for x in a.letters}
-        over = list(self.get(n.outputs[0]))
-        for f in ins:
-            for a, v in zip(f.axes, f.labels, strict=True):
-                if a.letters and not set(a.letters) & done and not a.mixed:
-                    done.update(a.letters)
-                    over.append(v)
-        self.facts.work.append(Work(n, tuple(over)))
-
-    # -- control flow -------------------------------------------------------------------------
-
-    def control_flow(self, n: Node) -> None:
-        if n.op == "If":
-            self.if_(n)
-        elif n.op == "Loop":
-            self.loop(n)
-        elif n.op == "Scan" and n.version >= 9:
-            self.scan(n)
-        else:
-            for body in n.bodies.values():
-                self.graph(body)
-            raise Refused("is control flow of an unknown kind")
-
-    def unify(self, n: Node, a: str, b: str, why: str) -> bool:
-        """State that two values are the same, axis by axis; pin both where shapes differ."""
-        sa, sb = (
-            (t.shapes.get(a) for t in (self.facts.trace, self.facts.other)),
-            (t.shapes.get(b) for t in (self.facts.trace, self.facts.other)),
-        )
-        known = all(v in self.facts.axes or v in self.model.constants for v in (a, b))
-        if not known or list(sa) != list(sb):
-            self.pin(n, a, why)
-            self.pin(n, b, why)
-            return False
-        for u, v in zip(self.get(a), self.get(b), strict=True):
-            self.labels.same(u, v)
-        return True
-
-    def if_(self, n: Node) -> None:
-        for body in n.bodies.values():
-            self.graph(body)
-        self.pin(n, n.inputs[0], "If reads it as its condition")
-        live = live_branches(n, self.facts.trace, self.facts.other)
-        for k, o in enumerate(n.outputs):
-            first = live[0].outputs[k]
-            others = [b.outputs[k] for b in n.bodies.values() if b.outputs[k] != first]
-            fine = first in self.facts.axes or first in self.model.constants
-            if fine and self.facts.trace.shapes.get(o) == tuple(len(v) for v in self.get(first)):
-                dead = {b.outputs[k] for b in n.bodies.values()} - {b.outputs[k] for b in live}
-                shape = self.facts.trace.shapes.get
-                agree = [
-                    self.unify(n, first, x, "the branches of If differ")
-                    for x in others
-                    if not (x in dead and shape(x) != shape(first))
-                ]
-                self.put(o, self.get(first))
-                if not all(agree):
-                    self.pin(n, o, "the branches of If differ")
-            else:
-                for x in (first, *others):
-                    self.pin(n, x, "the branches of If differ")
-                self.put_pinned(o)
-
-    def loop(self, n: Node) -> None:
-        """A carried value has one set of channels from the first turn to the last."""
-        body = n.bodies["body"]
-        for i in n.inputs[:2]:
-            self.pin(n, i, "Loop reads it as control")
-        for inner in body.inputs[:2]:
-            self.put_pinned(inner)
-        carried = n.inputs[2:]
-        for inner, outer in zip(body.inputs[2:], carried, strict=True):
-            self.put(inner, list(self.get(outer)))
-        self.graph(body)
-        self.pin(n, body.outputs[0], "Loop reads it as its condition")
-        for j, o in enumerate(n.outputs):
-            inner = body.outputs[1 + j]
-            if j < len(carried):
-                if self.unify(n, carried[j], inner, "Loop carries it in another shape") and o:
-                    self.put(o, self.get(carried[j]))
-                else:
-                    self.put_pinned(o)
-            elif o and o in self.facts.trace.shapes:
-                self.put(o, [pinned(self.shape(o)[0]), *self.get(inner)])
-
-    def scan(self, n: Node) -> None:
-        body, m = n.bodies["body"], n.attrs["num_scan_inputs"]
-        states = len(n.inputs) - m
-        in_axes = n.attrs.get("scan_input_axes", [0] * m)
-        for j, (inner, outer) in enumerate(zip(body.inputs, n.inputs, strict=True)):
-            axes = list(self.get(outer))
-            if j >= states:
-                a = in_axes[j - states] % len(axes)
-                self.pin_axis(n, axes[a], "Scan goes along this axis")
-                del axes[a]
-            self.put(inner, axes)
-        self.graph(body)
-        out_axes = n.attrs.get("scan_output_axes", [0] * (len(n.outputs) - states))
-        for j, o in enumerate(n.outputs):
-            inner = body.outputs[j]
-            if j < states:
-                if self.unify(n, n.inputs[j], inner, "Scan carries it in another shape") and o:
-                    self.put(o, self.get(n.inputs[j]))
-                else:
-                    self.put_pinned(o)
-            elif o and o in self.facts.trace.shapes:
-                axes = list(self.get(inner))
-                a = out_axes[j - states] % (len(axes) + 1)
-                axes.insert(a, pinned(self.shape(o)[a]))
-                self.put(o, axes)
 
 
 def analyse(model: Model, trace: Trace, other: Trace, *, whole_groups: bool = False) -> Facts:

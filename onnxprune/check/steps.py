@@ -43,7 +43,7 @@ class Steps:
     count: int
     first_bad: str = ""
     stuck: str = ""
-    """A part of the graph that does not run on its own, in ONNX Runtime's words."""
+    """A part of the graph that does not run on its own, or outputs that no step reached."""
 
 
 def by_node(
@@ -67,6 +67,7 @@ def by_node(
     outputs = {o.name for o in slim.graph.output}
     drawn = {o for n in slim.graph.node if n.op_type in DRAWS for o in n.output}
     targets = [n for n in values if (n in forced or n in outputs) and n not in drawn]
+    missed = {o.name for o in model.proto.graph.output}
     worst, count = Difference("", 0.0, 1.0), 0
     with open_session(masked, provider=provider, extra_outputs=sorted(both), folder=folder) as run:
         for chunk in _chunks(view, values, targets):
@@ -85,12 +86,13 @@ def by_node(
                 if name not in have or _renamed(name) not in got:
                     continue
                 count += 1
+                missed.discard(name)
                 d = difference(name, have[name], got[_renamed(name)], SHARE)
                 worst = max(worst, d, key=lambda x: x.badness)
                 if d.bad:
                     node = model.producer[values[name]]
                     return Steps(d, count, f"{node.label} ({node.op}) gives {d}")
-    return Steps(worst, count)
+    return Steps(worst, count, stuck=f"not reached: {', '.join(sorted(missed))}" if missed else "")
 
 
 def affordable(view: View) -> bool:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 
 from onnxprune.axes.view import View
-from onnxprune.check.copies import has_odd_types, in_float32, seeded
+from onnxprune.check.case import Case, Run, outputs
+from onnxprune.check.copies import has_odd_types, seeded
 from onnxprune.check.inputs import draw, hints, settings
 from onnxprune.check.probes import kept_part, probes
 from onnxprune.check.randomise import carried, randomised
@@ -28,27 +29,6 @@ UNMOVED = 1e-6
 """Relative; a mask that moves the outputs by no more than this has shown nothing."""
 _WEAK = 10 * FLOAT32_TOLERANCE
 """A mask that moves the outputs by less could hide an error in the tolerance."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Case:
-    """Three models, where their data lies, and on what provider they run."""
-
-    view: View
-    original: onnx.ModelProto
-    masked: onnx.ModelProto
-    slim: onnx.ModelProto
-    provider: str
-    folder: Path | None
-    slim_folder: Path | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    feeds: Feeds
-    fed: Fed
-    before: Feeds | None = None
-    """What the original gave, to see how far the mask moves the outputs."""
 
 
 def verify(
@@ -91,7 +71,7 @@ def verify(
     folder = folder or model.source.folder
     slim_folder = slim_folder or folder
     full = scattered(view, slim, cut(view).weights, slim_folder) if own_weights else masked(view)
-    case = _Case(
+    case = Case(
         view, seeded(model.proto), seeded(full), seeded(slim), provider, folder, slim_folder
     )
     notes: list[str] = []
@@ -100,7 +80,7 @@ def verify(
     except CheckFailed as error:
         if not has_odd_types(case.original):
             raise
-        case = _float32(case)
+        case = case.in_float32()
         runs = _runs(case, feeds, seeds, unproven=error)
         notes.append(f"proven on a float32 copy: {error.why}")
     verdict = _compare(case, runs)
@@ -114,18 +94,12 @@ def verify(
     )  # fmt: skip
 
 
-def _float32(case: _Case) -> _Case:
-    original, full = (in_float32(m, case.folder) for m in (case.original, case.masked))
-    slim = in_float32(case.slim, case.slim_folder)
-    return replace(case, original=original, masked=full, slim=slim)
-
-
 def _runs(
-    case: _Case,
+    case: Case,
     feeds: Sequence[Mapping[str, np.ndarray]] | None,
     seeds: Sequence[int],
     unproven: CheckFailed | None = None,
-) -> list[_Run]:
+) -> list[Run]:
     """What to feed. Raises CheckFailed if the original can't be run."""
     extra = tuple(probes(case.view, case.slim))
     try:
@@ -133,14 +107,14 @@ def _runs(
             case.original, provider=case.provider, extra_outputs=extra, folder=case.folder
         ) as session:
             if feeds is not None:
-                runs = [_Run(dict(f), Fed({n: a.shape for n, a in f.items()}, None)) for f in feeds]
+                runs = [Run(dict(f), Fed({n: a.shape for n, a in f.items()}, None)) for f in feeds]
                 return [replace(r, before=session.run(r.feeds)) for r in runs[:1]] + runs[1:]
             facts, runs = case.view.facts, []
             clues = hints(facts)
             for setting, before in settings(facts, session, seeds[0]):
                 for seed in seeds:
                     values = draw(session.inputs, setting, seed, clues)
-                    runs.append(_Run(values, Fed(setting.shapes, seed)))
+                    runs.append(Run(values, Fed(setting.shapes, seed)))
                 runs[-len(seeds)] = replace(runs[-len(seeds)], before=before)
             return runs
     except CheckFailed as error:
@@ -152,13 +126,13 @@ def _runs(
         raise unproven or CheckFailed(what, why=error.why, hint=hint) from error
 
 
-def _compare(case: _Case, runs: Sequence[_Run]) -> Verdict:
+def _compare(case: Case, runs: Sequence[Run]) -> Verdict:
     """Run the models one after the other and compare: first the outputs, then node by node."""
     extra = probes(case.view, case.slim)
     model = case.view.facts.model
     values = {model.in_file(o): o for o in model.graph.outputs} | extra
     try:
-        full = _outputs(case, case.masked, runs, extra)
+        full = outputs(case, case.masked, runs, extra)
     except PruneError as error:
         raise CheckFailed("unproven: the masked original can't be run", why=error.why) from error
     distance = 0.0
@@ -169,18 +143,20 @@ def _compare(case: _Case, runs: Sequence[_Run]) -> Verdict:
                 distance = max(distance, moved(*parts))
     compared = tuple(dict.fromkeys(name for out in full for name in out))
     try:
-        slim = _outputs(case, case.slim, runs, extra, case.slim_folder)
+        slim = outputs(case, case.slim, runs, extra, case.slim_folder)
     except PruneError as error:
         why = f"the slim model does not run: {error.why or error.what}"
         return Verdict(False, np.inf, 0.0, compared=compared, moved=distance, first_bad=why)
-    worst, where = Difference("", 0.0, FLOAT32_TOLERANCE), 0
-    for k, (out, got) in enumerate(zip(full, slim, strict=True)):
+    worst, off = Difference("", 0.0, FLOAT32_TOLERANCE), list[Run]()
+    for run, out, got in zip(runs, full, slim, strict=True):
         for name, array in out.items():
             kept = kept_part(case.view, values.get(name, ""), array)
             d = Difference(name, np.inf, 0.0, "the slim model does not give it")
             d = difference(name, kept, got[name]) if name in got else d
+            if d.bad and run not in off:
+                off.append(run)
             if d.badness >= worst.badness:
-                worst, where = d, k
+                worst = d
     verdict = Verdict(
         not worst.bad, worst.error, worst.tolerance, compared=compared, moved=distance,
         worst=worst.tensor, first_bad=str(worst) if worst.bad else "",
@@ -188,25 +164,13 @@ def _compare(case: _Case, runs: Sequence[_Run]) -> Verdict:
     del full, slim
     if verdict.passed and not affordable(case.view):
         return verdict
-    # One run is enough: the cheapest, or that which went wrong.
+    # One run that agrees is enough, the cheapest; of those that do not, all are looked into.
     cheapest = min(runs, key=lambda r: sum(a.size for a in r.feeds.values()))
-    return _stepwise(case, (cheapest if verdict.passed else runs[where]).feeds, verdict)
+    found = (_stepwise(case, run.feeds, verdict) for run in off or [cheapest])
+    return min(found, key=lambda v: v.passed)
 
 
-def _outputs(
-    case: _Case,
-    model: onnx.ModelProto,
-    runs: Sequence[_Run],
-    extra: Mapping[str, str],
-    folder: Path | None = None,
-) -> list[dict[str, np.ndarray]]:
-    with open_session(
-        model, provider=case.provider, extra_outputs=tuple(extra), folder=folder or case.folder
-    ) as session:
-        return [session.run(run.feeds) for run in runs]
-
-
-def _stepwise(case: _Case, feeds: Feeds, found: Verdict) -> Verdict:
+def _stepwise(case: Case, feeds: Feeds, found: Verdict) -> Verdict:
     """Does every node agree on its own? Then what adds up to more was rounding."""
     steps = by_node(
         case.view, case.masked, case.slim, feeds,
@@ -230,7 +194,7 @@ def _stepwise(case: _Case, feeds: Feeds, found: Verdict) -> Verdict:
     return replace(one, passed=True, by_node=True, first_bad="", notes=(note,))
 
 
-def _again(case: _Case, runs: Sequence[_Run], first: Verdict) -> Verdict:
+def _again(case: Case, runs: Sequence[Run], first: Verdict) -> Verdict:
     """The outputs hardly moved: once more, constant weights made random in all models alike."""
     view, count = randomised(case.view)
     if count:
@@ -241,9 +205,9 @@ def _again(case: _Case, runs: Sequence[_Run], first: Verdict) -> Verdict:
             slim=slim,
         )  # fmt: skip
         if has_odd_types(other.original) and not has_odd_types(case.original):
-            other = _float32(other)
+            other = other.in_float32()
         measured = [r for r in runs if r.before is not None]
-        before = _outputs(other, other.original, measured, probes(view, slim))
+        before = outputs(other, other.original, measured, probes(view, slim))
         runs = [replace(r, before=b) for r, b in zip(measured, before, strict=True)]
         second = _compare(other, runs)
         note = f"{count} constant weights were made random: the mask had moved nothing"

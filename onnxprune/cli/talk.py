@@ -11,7 +11,6 @@ from typing import Any
 import click
 from rich.console import Console
 
-
 UNWRAPPED = 10_000
 """Characters of a line off a terminal, where whatever reads it wraps it if it likes."""
 

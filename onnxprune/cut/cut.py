@@ -12,7 +12,8 @@ from onnx import GraphProto, ValueInfoProto
 from onnxprune.axes.view import Mask, View
 from onnxprune.choose.dead import BiasShift
 from onnxprune.cut.edits import Edits
-from onnxprune.cut.fixes import FIXES, counts, mean, shuffle
+from onnxprune.cut.fix_shape import shuffle
+from onnxprune.cut.fixes import FIXES, counts, mean
 from onnxprune.cut.shifts import shift_biases
 from onnxprune.cut.weights import Stored, rewrite
 from onnxprune.graph.model import Path
