@@ -1,9 +1,12 @@
-"""What all tests share: the real models where there are any, and no colour in transcripts."""
+"""What tests share: real models where there are any, small files, and a plain environment."""
 
 import os
 from pathlib import Path
 
+import onnx
 import pytest
+
+from models.zoo import ZOO
 
 ROOT = Path(__file__).parents[1]
 
@@ -19,3 +22,17 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing in the developer's shell changes what the tool prints."""
     for name in ("ONNXPRUNE_DEBUG", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Path:
+    """A residual network, alone in its folder."""
+    onnx.save(ZOO["resnet"](0), tmp_path / "net.onnx")
+    return tmp_path / "net.onnx"
+
+
+@pytest.fixture
+def fixed(tmp_path: Path) -> Path:
+    """A network that can't be pruned, alone in its folder."""
+    onnx.save(ZOO["int4_blocked"](0), tmp_path / "fixed.onnx")
+    return tmp_path / "fixed.onnx"

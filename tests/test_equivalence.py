@@ -68,7 +68,8 @@ def test_slim_is_the_masked_original(name: str) -> None:
         try:
             result = pipeline.slim(source(name), verify=False, **way)
         except NothingToPrune as error:
-            assert "rounds to none" in str(error), way
+            if "rounds to none" not in str(error):
+                raise
             continue
         shrunk += 1
         _, view = pipeline.replay(result.plan, source(name))

@@ -220,7 +220,6 @@ def groups(s: Solution) -> list[Group]:
     trace, consts = s.facts.trace, s.facts.model.constants
     made = []
     for f in range(n):
-        roots = np.nonzero(of == f)[0]
         first_seen = carriers[f][0][2]
         order = np.full(size, -1, np.int64)
         ordered = first_seen[of[first_seen] == f]
@@ -233,7 +232,8 @@ def groups(s: Solution) -> list[Group]:
             if weight and trace.types.get(value) in WEIGHT_TYPES:
                 role = _role(roles.get(value, ()), r, of, f)
                 members.append(Member(value, k, role, order[r]))
-        if not members or not len(roots):
+        read = any(value not in s.facts.constant for value, _, _ in carriers[f])
+        if not members or not read:  # parts of a shared vector that nothing reads are no channels
             continue
         values = tuple(dict.fromkeys(value for value, _, _ in carriers[f]))
         made.append((ordered, tuple(members), values))

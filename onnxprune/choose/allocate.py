@@ -92,11 +92,7 @@ def excluded(
     left: dict[int, str] = {}
     for g in groups:
         names = group_names(g, facts)
-        if all(m.role == "follows" for m in g.members) and not any(
-            v not in facts.model.constants for v in g.values
-        ):
-            left[g.id] = "no activation carries it"
-        elif any_match(unwanted, names):
+        if any_match(unwanted, names):
             left[g.id] = "--exclude matches it"
         elif wanted and not any_match(wanted, names):
             left[g.id] = "--include does not match it"

@@ -219,13 +219,34 @@ class Edits:
             if not np.array_equal(new, known):
                 self.set_input(n, k, self.constant(new, self.model.in_file(value)))
             return
-        if not mask.any():
+        if not mask.any() or self._patch_parts(value, mask, values):
             return
         dtype = helper.tensor_dtype_to_np_dtype(self.facts.trace.types.get(value, 7))
         name = self.node(n).input[k]
         put = [self.constant(mask, f"{name}_where"), self.constant(values.astype(dtype), name)]
         self.set_input(n, k, self.before(n, "Where", [*put, name]))
         self.notes.append(f"Where before {n.label}: part of its {n.op} operand stays dynamic")
+
+    def _patch_parts(self, value: str, mask: np.ndarray, values: np.ndarray) -> bool:
+        """Patch the pieces of a Concat that makes an operand for one reader; was that possible?"""
+        concat = self.model.producer.get(value)
+        if concat is None or concat.op != "Concat" or len(self.model.uses[value]) != 1:
+            return False
+        if value in self.model.graph.outputs:
+            return False
+        new, start = {}, 0
+        for k, part in enumerate(concat.inputs):
+            size = int(np.prod(self.facts.trace.shapes[part]))
+            here = slice(start, start + size)
+            start += size
+            if mask[here].any():
+                known = self.facts.known(part)
+                if known is None:
+                    return False
+                new[k] = np.where(mask[here], values[here], known.ravel()).astype(known.dtype)
+        for k, array in new.items():
+            self.set_input(concat, k, self.constant(array, self.model.in_file(concat.inputs[k])))
+        return True
 
     # -- finishing -----------------------------------------------------------------------------
 

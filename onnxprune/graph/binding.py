@@ -95,10 +95,11 @@ def check_sizes(graph: GraphProto, dims: Mapping[str, int], shapes: Mapping[str,
             a in (None, b) for a, b in zip(fixed, shape, strict=True)
         )
         if inputs[name].HasField("shape") and not fits:
-            says = "x".join(str(a or d.dim_param or "?") for a, d in zip(fixed, stated, strict=True))
+            says = "x".join(str(d.dim_value or d.dim_param or "?") for d in stated) or "a scalar"
+            given = "x".join(map(str, shape))
             raise UsageError(
-                f"input '{name}' can't have this shape", where=f"--shape {name}:"
-                + "x".join(map(str, shape)), why=f"the model says {says or 'a scalar'}",
+                f"input '{name}' can't have this shape", where=f"--shape {name}:{given}",
+                why=f"the model says {says}",
             )  # fmt: skip
 
 
