@@ -67,7 +67,7 @@ def concat(n: Node, w: Walk) -> None:
 
 def join(n: Node, w: Walk, values: Sequence[str]) -> None:
     """Concatenate `values` along the node's axis."""
-    axis = n.attrs["axis"] % w.rank(n.outputs[0])
+    axis = n.attrs.get("axis", 1) % w.rank(n.outputs[0])  # it had a default before opset 4
     parts = [w.get(i) for i in values]
     out: list[Vector] = []
     for k in range(len(parts[0])):

@@ -416,6 +416,21 @@ ELEMENTWISE: dict[tuple[str, str], tuple[int, ...] | None] = {
     (MS, "BiasDropout"): (0, 1, 2),
 }
 
+
+def offset(n: Node, value: str, rank: int, out: int) -> int:
+    """The output axis that the first axis of an element-wise operand lines up with.
+
+    On the right, like numpy; before opset 7 an attribute could say otherwise, and a PRelu's slopes
+    were those of axis 1.
+    """
+    if n.version < 7 and not n.domain and rank < out and value == n.inputs[-1]:
+        if n.op == "PRelu" and rank == 1:
+            return 1
+        if n.attrs.get("broadcast") and "axis" in n.attrs:
+            return int(n.attrs["axis"]) % out
+    return out - rank
+
+
 ZERO_KEEPING = frozenset(
     """Relu LeakyRelu Tanh Erf Gelu HardSwish Sqrt Abs Neg Elu Selu Celu Sin Tan Sinh Asin Atan
     Asinh Atanh Mish Softsign Swish Sign Floor Ceil Round Shrink ThresholdedRelu Identity Cast

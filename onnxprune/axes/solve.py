@@ -232,8 +232,9 @@ def groups(s: Solution) -> list[Group]:
             if weight and trace.types.get(value) in WEIGHT_TYPES:
                 role = _role(roles.get(value, ()), r, of, f)
                 members.append(Member(value, k, role, order[r]))
-        read = any(value not in s.facts.constant for value, _, _ in carriers[f])
-        if not members or not read:  # parts of a shared vector that nothing reads are no channels
+        # parts of a shared vector that nothing reads are no channels
+        read = any(value not in consts for value, _, _ in carriers[f])
+        if not members or not (read or any(m.role != "follows" for m in members)):
             continue
         values = tuple(dict.fromkeys(value for value, _, _ in carriers[f]))
         made.append((ordered, tuple(members), values))

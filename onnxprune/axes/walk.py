@@ -14,7 +14,7 @@ from onnxprune.axes.labels import Vector, pinned
 from onnxprune.axes.movers import MOVERS
 from onnxprune.axes.operators import can_run
 from onnxprune.axes.reshape import find_shuffle
-from onnxprune.axes.rules import ELEMENTWISE, PINNED, SPECS, SUMS, UNMASKED_OPERANDS
+from onnxprune.axes.rules import ELEMENTWISE, PINNED, SPECS, SUMS, UNMASKED_OPERANDS, offset
 from onnxprune.axes.sequences import SEQUENCES, Element, walk_sequence
 from onnxprune.axes.spec import SpecError
 from onnxprune.axes.special import SPECIAL
@@ -197,7 +197,7 @@ class Walk:
                 if data is not None and k not in data:
                     self.pin(n, i, f"{n.op} reads it as control")
             picks = [i for k, i in enumerate(n.inputs) if i and (data is None or k in data)]
-            self.elementwise(picks, n.outputs)
+            self.elementwise(n, picks)
         elif not n.domain and n.op in MOVERS:
             if n.op == "Reshape" and (found := find_shuffle(n, self)) is not None:
                 self.skip.update(found.nodes[1:])
@@ -274,20 +274,20 @@ class Walk:
                 # Y of a recurrent net has a time axis that Y_h does not have
                 self.facts.zero[o] = zero if len(zero) == rank else zero[len(zero) - rank :]
 
-    def elementwise(self, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-        """Unify what numpy broadcasting lines up; activations name the output's labels."""
-        shape = self.shape(outputs[0])
+    def elementwise(self, n: Node, inputs: Sequence[str]) -> None:
+        """Unify what broadcasting lines up; activations name the output's labels."""
+        shape = self.shape(n.outputs[0])
         out: list[Vector | None] = [None] * len(shape)
         for i in sorted(inputs, key=lambda i: i in self.facts.constant):
             axes = self.get(i)
-            for j, v in enumerate(axes):
-                k = len(shape) - len(axes) + j
+            first = offset(n, i, len(axes), len(shape))
+            for k, v in enumerate(axes, first):
                 have = out[k]
                 if len(v) > 1 and have is not None:
                     self.labels.same(have, v)
                 elif len(v) > 1:
                     out[k] = v
-        for o in outputs:
+        for o in n.outputs:
             self.put(o, [pinned(d) if v is None else v for v, d in zip(out, shape, strict=True)])
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from onnxprune.axes.facts import Facts
-from onnxprune.axes.rules import ZERO_KEEPING, equation, reduced_axes
+from onnxprune.axes.rules import ZERO_KEEPING, offset, equation, reduced_axes
 from onnxprune.graph.model import Node
 
 Axes = tuple[bool, ...]
@@ -36,7 +36,7 @@ class _Lines:
 
     def __init__(self, n: Node, f: Facts) -> None:
         self.out = [len(v) for v in f.axes[n.outputs[0]]]
-        self.f = f
+        self.n, self.f = n, f
 
     def at(self, value: str, k: int) -> bool:
         """Does an operand carry output axis k, and is it 0 there?
@@ -46,8 +46,8 @@ class _Lines:
         axes = self.f.axes.get(value)
         if axes is None:
             return False
-        j = k - (len(self.out) - len(axes))
-        return j >= 0 and len(axes[j]) == self.out[k] and zero_axes(value, self.f)[j]
+        j = k - offset(self.n, value, len(axes), len(self.out))
+        return 0 <= j < len(axes) and len(axes[j]) == self.out[k] and zero_axes(value, self.f)[j]
 
 
 def _elementwise(n: Node, f: Facts, values: tuple[str, ...], how: Callable[..., bool]) -> Axes:
