@@ -88,6 +88,10 @@ def stale_shapes(view: View, edits: Edits) -> None:
             value = where.get((path, info.name), "")
             if value:
                 _restate(info, view.cut_axes(value), view.shape(value))
+    for node in model.walk():  # the elements of a sequence may have shrunk: inferred anew
+        for o in node.outputs if "Sequence" in node.op else ():
+            if o and o not in facts.axes:
+                edits.unstate(o)
     for path in {(), *(c.site.path for c in model.constants.values())}:
         graph = edits.graph(path)
         stored = {t.name: t.dims for t in graph.initializer}
