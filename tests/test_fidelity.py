@@ -11,7 +11,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from models.builder import G
 from models.zoo import ZOO, ZOO_NO_RUNTIME
 from onnxprune import pipeline
-from onnxprune.errors import NothingToPrune
+from onnxprune.cut.cut import cut
 from onnxprune.pipeline import Result
 
 ALL = ZOO | ZOO_NO_RUNTIME
@@ -56,8 +56,8 @@ def attributes(node: NodeProto) -> dict[str, bytes]:
 def test_the_rest_of_the_file_is_the_same(name: str) -> None:
     before, after = model(name), halved(name).model
     assert bare(after, "graph") == bare(before, "graph")
-    cut = ("node", "initializer", "value_info", "input")
-    assert bare(after.graph, *cut) == bare(before.graph, *cut)
+    parts = ("node", "initializer", "value_info", "input")
+    assert bare(after.graph, *parts) == bare(before.graph, *parts)
     stored = {t.name for t in before.graph.initializer}
     added = {t.name for t in after.graph.initializer} - stored
     for a, b in ((after, before), (before, after)):
@@ -68,12 +68,12 @@ def test_the_rest_of_the_file_is_the_same(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in INLINED])
 def test_weights_that_did_not_shrink_keep_their_bytes(name: str) -> None:
-    result, cut = halved(name), {t.name for t in halved(name).plan.tensors}
+    result, shrunk = halved(name), {t.name for t in halved(name).plan.tensors}
     before = {t.name: t for t in model(name).graph.initializer}
     after = {t.name: t for t in result.model.graph.initializer}
     assert [t for t in after if t in before] == [t for t in before if t in after]
     for t in before.keys() & after.keys():
-        if t not in cut:
+        if t not in shrunk:
             assert after[t].SerializeToString() == before[t].SerializeToString()
         assert after[t].data_type == before[t].data_type
 
@@ -180,14 +180,16 @@ def test_stale_value_info_is_updated_and_the_rest_untouched() -> None:
     assert inferred.graph.value_info == after.graph.value_info
 
 
-def test_functions_stay_functions_where_nothing_is_pruned_inside() -> None:
-    """With the empty plan; a cut inlines what it has to cut."""
+def test_functions_are_inlined_only_where_something_is_cut() -> None:
     proto = model("local_function")
-    with pytest.raises(NothingToPrune):
-        pipeline.slim(proto, ratio=0.5, exclude=[""])
+    before = proto.SerializeToString()
     result = halved("local_function")
     assert not result.model.functions
     assert any("local functions were inlined" in note for note in result.report.notes)
+    assert proto.functions
+    assert proto.SerializeToString() == before
+    analysis = pipeline.analyze(proto)
+    assert cut(analysis.view()).model.functions == proto.functions
 
 
 def test_old_files_list_their_weights_as_inputs() -> None:
