@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -80,14 +81,24 @@ class Result:
     """A slim model and all that is known about it."""
 
     model: ModelProto
-    plan: Plan
     report: Report
     verdict: Verdict | None
-    source: Source
+    analysis: Analysis
+    kept: Mapping[int, Any]
+    """Kept channels by group id."""
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What `apply` replays; made when it is asked for, as it reads the whole file."""
+        source = self.analysis.source
+        return plan_of(
+            self.analysis.view(self.kept), self.analysis.groups, self.kept, fingerprint(source),
+            whole_groups=self.analysis.whole_groups, options=self.report.options,
+        )  # fmt: skip
 
     def save(self, out: str | PathLike[str]) -> None:
         """Write the slim model: it appears whole or not at all."""
-        save(self.model, Path(out), self.source.folder)
+        save(self.model, Path(out), self.analysis.source.folder)
 
     @property
     def sentence(self) -> str:
@@ -295,10 +306,6 @@ def finish(
     with clock("cut", "cutting"):
         view = analysis.view(chosen.kept)
         done = cut(view, dead.shifts if dead else ())
-        plan = plan_of(
-            view, analysis.groups, chosen.kept, fingerprint(analysis.source),
-            whole_groups=analysis.whole_groups, options=options,
-        )  # fmt: skip
     verdict = None
     if verify:
         from onnxprune.check.lossless import verify_lossless
@@ -317,7 +324,7 @@ def finish(
         )
         error.report = report
         raise error
-    return Result(done.model, plan, report, verdict, analysis.source)
+    return Result(done.model, report, verdict, analysis, chosen.kept)
 
 
 def report_of(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from onnxprune.axes.facts import Facts
-from onnxprune.axes.rules import ZERO_KEEPING, offset, equation, reduced_axes
+from onnxprune.axes.rules import ZERO_KEEPING, equation, offset, reduced_axes
 from onnxprune.graph.model import Node
 
 Axes = tuple[bool, ...]
