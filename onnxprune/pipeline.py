@@ -20,6 +20,7 @@ from onnxprune.axes.facts import Facts
 from onnxprune.axes.solve import Group, Solution, groups
 from onnxprune.axes.view import View
 from onnxprune.axes.walk import analyse
+from onnxprune.check.files import signature_problems
 from onnxprune.check.verdict import Verdict
 from onnxprune.choose.allocate import Allocation, Request, allocate, check
 from onnxprune.choose.dead import Dead, dead_channels
@@ -87,18 +88,23 @@ class Result:
     kept: Mapping[int, Any]
     """Kept channels by group id."""
 
+    @property
+    def source(self) -> Source:
+        """The original."""
+        return self.analysis.source
+
     @cached_property
     def plan(self) -> Plan:
         """What `apply` replays; made when it is asked for, as it reads the whole file."""
-        source = self.analysis.source
         return plan_of(
-            self.analysis.view(self.kept), self.analysis.groups, self.kept, fingerprint(source),
+            self.analysis.view(self.kept), self.analysis.groups, self.kept,
+            fingerprint(self.source),
             whole_groups=self.analysis.whole_groups, options=self.report.options,
         )  # fmt: skip
 
     def save(self, out: str | PathLike[str]) -> None:
         """Write the slim model: it appears whole or not at all."""
-        save(self.model, Path(out), self.analysis.source.folder)
+        save(self.model, Path(out), self.source.folder)
 
     @property
     def sentence(self) -> str:
@@ -306,6 +312,12 @@ def finish(
     with clock("cut", "cutting"):
         view = analysis.view(chosen.kept)
         done = cut(view, dead.shifts if dead else ())
+    problems = list(signature_problems(analysis.source.proto, done.model))
+    if problems:
+        raise CheckFailed(
+            "the slim model has other inputs or outputs", why="; ".join(problems[:3]),
+            hint="nothing was written; please report this with the model",
+        )  # fmt: skip
     verdict = None
     if verify:
         from onnxprune.check.lossless import verify_lossless

@@ -126,7 +126,7 @@ def verdict_row(verdict: Verdict) -> dict[str, Any]:
 
 def proof_sentence(verdict: Verdict) -> str:
     """The proof in one line."""
-    where = f"{len(verdict.inputs)} runs, {len(verdict.compared)} outputs"
+    where = f"{_count(len(verdict.inputs), 'run')}, {_count(len(verdict.compared), 'output')}"
     if not verdict.passed:
         return f"NOT PROVEN: {verdict.first_bad}"
     if verdict.vacuous:
@@ -138,3 +138,7 @@ def proof_sentence(verdict: Verdict) -> str:
         f"proven: the original without the removed channels and the slim model agree "
         f"({how}{where}, relative error {verdict.max_rel_err:.1e} of {verdict.tolerance:.0e})"
     )
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"

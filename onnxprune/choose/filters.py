@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import yaml
-
 from onnxprune.axes.facts import Facts
 from onnxprune.axes.solve import Group, Member
 from onnxprune.errors import Unreadable, UsageError
@@ -72,6 +70,8 @@ def load_per_layer(path: str | Path) -> dict[str, float]:
         Unreadable: no such file, or neither YAML nor JSON.
         UsageError: it is no mapping of regular expressions to numbers in [0, 1).
     """
+    import yaml  # late: most runs read no such file
+
     try:
         text = Path(path).read_text(encoding="utf-8")
         table = json.loads(text) if Path(path).suffix == ".json" else yaml.safe_load(text)

@@ -105,7 +105,8 @@ def command(
         print_report(report, console, verbose)
         warnings = result.verdict.notes if result.verdict else ()
         ending = "nothing was written (--dry-run)" if dry_run else f"wrote {out}"
-        for line in (result.sentence, *(f"note: {w}" for w in warnings), ending):
+        advice = [] if how["dead"] else ["the weights were only sliced: measure the accuracy"]
+        for line in (result.sentence, *(f"note: {w}" for w in warnings), *advice, ending):
             console.print(line, markup=False, soft_wrap=True)  # names may have brackets
     return 0
 
