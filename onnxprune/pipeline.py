@@ -36,10 +36,12 @@ from onnxprune.graph.binding import check_sizes
 from onnxprune.graph.files import Source, fingerprint, load, save
 from onnxprune.graph.model import Model, Node, normalise
 from onnxprune.report.data import Report
+from onnxprune.runtime.feeds import Feeds
 from onnxprune.summary import (
     group_rows,
     layer_rows,
     proof_sentence,
+    repair_row,
     sizes_before_after,
     sizes_text,
     verdict_row,
@@ -208,7 +210,7 @@ def slim(
     threshold: float | None = None,
     per_layer: Mapping[str, float] | None = None,
     scope: Literal["layer", "global"] = "layer",
-    criterion: str = "l2",
+    criterion: str | None = None,
     scores: Mapping[str, np.ndarray] | None = None,
     heads: str = "auto",
     include: Sequence[str] = (),
@@ -216,6 +218,8 @@ def slim(
     min_channels: int = 1,
     max_ratio: float | None = None,
     align: int = 1,
+    calib: Sequence[Feeds] | None = None,
+    repair: Literal["auto", "none", "linear"] = "auto",
     seed: int = 0,
     verify: bool = True,
     provider: str = "cpu",
@@ -228,11 +232,15 @@ def slim(
         ratio: share of channels to remove, of each group or (`scope` "global") of all together.
         threshold: remove what scores under it; 1 is the average of a group.
         per_layer: regular expression -> ratio, for the groups whose names it finds.
-        criterion: how channels are ranked (see `onnxprune.choose.criteria`).
+        criterion: how channels are ranked (see `onnxprune.choose.criteria`); by default obs (see
+            `onnxprune.repair.obs`) with calibration batches, l2 without.
         scores: scores by weight name that win over the criterion, a value per output channel.
         heads: auto, whole or dims (see `onnxprune.choose.heads`).
         include, exclude: regular expressions on node and tensor names; exclude wins.
         min_channels, max_ratio, align: what every group must obey (see `onnxprune.choose.limits`).
+        calib: unlabelled batches of inputs by name (see `onnxprune.repair.calibration`).
+        repair: 'linear' refits the consumers of what went (see `onnxprune.repair.linear`); 'auto'
+            does that where there is `calib`.
         verify: hold the slim model against the masked original in ONNX Runtime.
         stage: is told what is being done.
 
@@ -248,20 +256,53 @@ def slim(
     check(request)
     if ratio is None and threshold is None and not per_layer:
         raise UsageError("how much should go?", hint="ratio=0.5, a threshold, or ratios per layer")
+    criterion = criterion or ("obs" if calib else "l2")
+    if not calib and (criterion == "obs" or repair == "linear"):
+        what = "--criterion obs" if criterion == "obs" else "--repair linear"
+        raise UsageError(f"{what} needs calibration data", hint="--calib samples.npz")
+    refits = bool(calib) and repair != "none"
     clock = Clock(stage)
     with clock("load", "reading the model"):
         source = source_of(model)
     with clock("analyse", "finding what is tied to what"):
         analysis = analyze(source, heads=heads, ratio=0.5 if ratio is None else ratio, sizes=sizes)
     options = _options(request, criterion, heads, seed, scores is not None)
+    if refits:
+        options["repair"] = "linear"
     with clock("choose", "ranking channels"):
-        ranked = group_scores(analysis.facts, analysis.groups, criterion, seed, scores)
+        if criterion == "obs" and calib:
+            ranked = _obs(analysis, calib, request, seed, scores, stage)
+        else:
+            ranked = group_scores(analysis.facts, analysis.groups, criterion, seed, scores)
         try:
             chosen = allocate(analysis.facts, analysis.groups, ranked, request)
         except NothingToPrune as e:
             e.report = report_of(analysis, None, None, ranked, None, clock, options)
             raise
-    return finish(analysis, chosen, ranked, options, clock, verify=verify, provider=provider)
+    batches = calib if refits else None
+    return finish(
+        analysis, chosen, ranked, options, clock, verify=verify, provider=provider, calib=batches
+    )
+
+
+def _obs(
+    analysis: Analysis,
+    calib: Sequence[Feeds],
+    request: Request,
+    seed: int,
+    given: Mapping[str, np.ndarray] | None,
+    stage: Stage,
+) -> Scores:
+    """Scores by block OBS; l2 for groups whose consumers can't be followed."""
+    from onnxprune.repair.obs import obs_scores
+
+    wanted = [r for r in (request.ratio, *request.per_layer.values()) if r is not None]
+    most = max(wanted) if wanted and request.scope == "layer" else 0.95
+    rest = group_scores(analysis.facts, analysis.groups, "l2", seed, given)
+    found = obs_scores(analysis.solution, analysis.groups, calib, most, seed, stage)
+    missing = len(analysis.groups) - len(found)
+    note = (f"obs: {missing} groups were ranked by l2: nothing that reads them can be refitted",)
+    return Scores({**rest.by_group, **found}, (*rest.notes, *(note if missing else ())))
 
 
 def slim_dead(
@@ -307,8 +348,9 @@ def finish(
     verify: bool,
     provider: str,
     dead: Dead | None = None,
+    calib: Sequence[Feeds] | None = None,
 ) -> Result:
-    """Cut what was chosen, prove it, and tell."""
+    """Cut what was chosen, prove it, repair it, and tell."""
     with clock("cut", "cutting"):
         view = analysis.view(chosen.kept)
         done = cut(view, dead.shifts if dead else ())
@@ -326,7 +368,20 @@ def finish(
         with clock("verify", "proving the result in ONNX Runtime"):
             proof = prove if dead is None else verify_lossless
             verdict = proof(view, done.model, provider=provider)
-    report = report_of(analysis, chosen, done.model, ranked, verdict, clock, options, done.notes)
+    model, repaired = done.model, None
+    if calib and (verdict is None or verdict.passed):
+        from onnxprune.repair.linear import refit
+
+        with clock("repair", "refitting what reads the removed channels"):
+            seed = int(options.get("seed", 0))
+            model, fitted = refit(view, done.model, done.weights, calib, seed=seed, tell=clock.tell)
+            repaired = repair_row(fitted, calib)
+        if verify:
+            with clock("verify repair", "proving the repaired model"):
+                verdict = prove(view, model, provider=provider, own_weights=True)
+    report = report_of(
+        analysis, chosen, model, ranked, verdict, clock, options, done.notes, repaired
+    )
     if verdict is not None and not verdict.passed:
         error = CheckFailed(
             "the slim model is not the original without the removed channels",
@@ -336,7 +391,7 @@ def finish(
         )
         error.report = report
         raise error
-    return Result(done.model, report, verdict, analysis, chosen.kept)
+    return Result(model, report, verdict, analysis, chosen.kept)
 
 
 def report_of(
@@ -348,6 +403,7 @@ def report_of(
     clock: Clock,
     options: Mapping[str, Any],
     notes: tuple[str, ...] = (),
+    repaired: Mapping[str, Any] | None = None,
 ) -> Report:
     """Everything about a run, as data."""
     sizes = sizes_at_one(analysis.facts)
@@ -370,6 +426,7 @@ def report_of(
         sizes=sizes_text(sizes),
         timings=clock.seconds,
         verify=None if verdict is None else verdict_row(verdict),
+        repair=repaired,
         unknown=dict(facts.unknown),
         notes=(*notes, *(ranked.notes if ranked else ()), *guesses),
     )
@@ -423,13 +480,21 @@ def replay(plan: Plan, model: AnyModel) -> tuple[Analysis, View]:
     return analysis, view
 
 
-def apply(plan: Plan, model: AnyModel) -> ModelProto:
-    """Replay a plan: the identical slim model.
+def apply(plan: Plan, model: AnyModel, calib: Sequence[Feeds] | None = None) -> ModelProto:
+    """Replay a plan: the identical slim model. A repair needs the same calibration batches.
 
     Raises:
         Unreadable: the plan is for another model, or does not fit it.
+        UsageError: the plan was repaired, and there are no calibration batches.
     """
     analysis, view = replay(plan, model)
+    if plan.options.get("repair"):
+        from onnxprune.repair.linear import refit
+
+        if not calib:
+            raise UsageError("the plan was repaired", hint="--calib with the same samples")
+        done = cut(view)
+        return refit(view, done.model, done.weights, calib, seed=plan.options.get("seed", 0))[0]
     if plan.options.get("dead"):
         return cut(view, dead_channels(analysis.solution, analysis.groups).shifts).model
     return cut(view).model
@@ -450,7 +515,10 @@ def verify(
     _, view = replay(plan, original)
     if plan.options.get("dead"):
         return verify_lossless(view, source_of(slim_model).proto, provider=provider)
-    return verify_files(source_of(original), source_of(slim_model), view, provider=provider)
+    return verify_files(
+        source_of(original), source_of(slim_model), view, provider=provider,
+        repaired=bool(plan.options.get("repair")),
+    )  # fmt: skip
 
 
 def with_out(report: Report, out: Path) -> Report:

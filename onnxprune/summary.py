@@ -17,7 +17,9 @@ from onnxprune.choose.scores import Scores
 from onnxprune.cost.cost import Cost, cost_after, cost_before
 from onnxprune.cost.work import Sizes, macs_of_work
 from onnxprune.graph.model import Node
+from onnxprune.repair.linear import Fitted
 from onnxprune.report.data import GroupRow, LayerRow, MemberRow, Size
+from onnxprune.runtime.feeds import Feeds
 
 BINS = 20
 
@@ -122,6 +124,12 @@ def verdict_row(verdict: Verdict) -> dict[str, Any]:
         "first_bad": verdict.first_bad,
         "notes": list(verdict.notes),
     }
+
+
+def repair_row(fitted: Sequence[Fitted], calib: Sequence[Feeds]) -> dict[str, Any]:
+    """A repair as the report tells it; errors are shares of the power of a layer's target."""
+    rows = [{"node": f.node, "before": f.before, "after": f.after} for f in fitted]
+    return {"kind": "linear", "batches": len(calib), "layers": rows}
 
 
 def proof_sentence(verdict: Verdict) -> str:

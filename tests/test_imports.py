@@ -13,8 +13,8 @@ from tests.conftest import ROOT
 
 PACKAGE = ROOT / "onnxprune"
 ORDER = (
-    "errors", "graph", "axes", "cost", "runtime", "choose", "cut", "check", "report", "explain",
-    "summary", "pipeline", "cli",
+    "errors", "graph", "axes", "cost", "runtime", "choose", "cut", "repair", "check", "report",
+    "explain", "summary", "pipeline", "cli",
 )  # fmt: skip
 """The way through the house: imports only ever point back along it."""
 

@@ -13,8 +13,12 @@ from onnxprune.cli.options import model_argument
 @click.argument("plan", type=click.Path(path_type=Path))
 @model_argument
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True)
+@click.option("--calib", type=click.Path(path_type=Path), help="For a plan that was repaired.")
+@click.option("--calib-samples", type=click.IntRange(1), default=512, show_default=True)
 @click.option("-q", "--quiet", is_flag=True, help="Only errors.")
-def command(plan: Path, model: str, out: Path, quiet: bool) -> int:
+def command(
+    plan: Path, model: str, out: Path, calib: Path | None, calib_samples: int, quiet: bool
+) -> int:
     """Replay PLAN on MODEL: the identical slim model.
 
     MODEL must be the model that the plan was made for; another one ends with exit code 3.
@@ -25,7 +29,12 @@ def command(plan: Path, model: str, out: Path, quiet: bool) -> int:
 
     source = pipeline.source_of(model)
     check_output(source.proto, out, source.folder)
-    save(pipeline.apply(read_plan(plan), source), out, source.folder)
+    batches = None
+    if calib is not None:
+        from onnxprune.repair.calibration import calibration
+
+        batches = calibration(calib, source, calib_samples)
+    save(pipeline.apply(read_plan(plan), source, batches), out, source.folder)
     if not quiet:
         click.echo(f"wrote {out}")
     return 0

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 @click.option("--threshold", type=float, help="Remove what scores under it (1 = average).")
 @click.option("--dead", is_flag=True, help="Remove only what changes no output.")
 @click.option("--per-layer", type=click.Path(path_type=Path), help="YAML or JSON: regex -> ratio.")
-@click.option("--criterion", default="l2", show_default=True,
-              help="l1, l2, linf, bn-scale, geometric-median, random.")  # fmt: skip
+@click.option("--criterion", help="l2 (default), l1, linf, bn-scale, geometric-median, random, "
+              "obs (default with --calib).")  # fmt: skip
 @click.option("--scores", type=click.Path(path_type=Path), help="Scores by weight name (.npz).")
 @click.option("--scope", type=click.Choice(["layer", "global"]), default="layer",
               show_default=True, help="Ratio of every group, or of all together.")  # fmt: skip
@@ -35,8 +35,12 @@ if TYPE_CHECKING:
 @click.option("--align", default=1, show_default=True, help="Keep multiples of N channels.")
 @click.option("--min-channels", default=1, show_default=True, help="Keep at least so many.")
 @click.option("--max-ratio", type=float, help="A group loses at most this share.")
-@click.option("--repair", type=click.Choice(["none"]), default="none",
-              help="Correct the weights after the cut.")  # fmt: skip
+@click.option("--calib", type=click.Path(path_type=Path),
+              help="Unlabelled inputs (.npz, .npy, a folder of them).")  # fmt: skip
+@click.option("--calib-samples", type=click.IntRange(1), default=512, show_default=True)
+@click.option("--repair", type=click.Choice(["auto", "none", "linear"]), default="auto",
+              show_default=True, help="Refit what reads the removed channels (needs --calib).",
+              )  # fmt: skip
 @click.option("--plan-out", type=click.Path(path_type=Path), help="Write what was chosen (JSON).")
 @click.option("--report", "reports", type=click.Path(path_type=Path), multiple=True,
               help="Write a report (.json).")  # fmt: skip
@@ -105,10 +109,21 @@ def command(
         print_report(report, console, verbose)
         warnings = result.verdict.notes if result.verdict else ()
         ending = "nothing was written (--dry-run)" if dry_run else f"wrote {out}"
-        advice = [] if how["dead"] else ["the weights were only sliced: measure the accuracy"]
-        for line in (result.sentence, *(f"note: {w}" for w in warnings), *advice, ending):
+        advice = _advice(result.report.repair, how)
+        notes = [f"note: {w}" for w in warnings]
+        for line in filter(None, (result.sentence, *notes, advice, ending)):
             console.print(line, markup=False, soft_wrap=True)  # names may have brackets
     return 0
+
+
+def _advice(repair: Any, how: dict[str, Any]) -> str:
+    """What to know about the accuracy."""
+    if how["dead"]:
+        return ""
+    if repair is None:
+        return "the weights were only sliced: measure the accuracy, or repair with --calib"
+    better = [f for f in repair["layers"] if f["after"] < f["before"]]
+    return f"{len(better)} of {len(repair['layers'])} layers were refitted to the calibration data"
 
 
 def _check(how: dict[str, Any], reports: tuple[Path, ...]) -> None:
@@ -154,6 +169,12 @@ def _run(source: Any, how: dict[str, Any], tell: Any) -> Any:
               "stage": tell}  # fmt: skip
     if how["dead"]:
         return pipeline.slim_dead(source, **common)
+    calib = None
+    if how["calib"] is not None:
+        from onnxprune.repair.calibration import calibration
+
+        tell("reading the calibration samples")
+        calib = calibration(how["calib"], source, how["calib_samples"])
     return pipeline.slim(
         source,
         ratio=how["ratio"],
@@ -168,6 +189,8 @@ def _run(source: Any, how: dict[str, Any], tell: Any) -> Any:
         min_channels=how["min_channels"],
         max_ratio=how["max_ratio"],
         align=how["align"],
+        calib=calib,
+        repair=how["repair"],
         seed=how["seed"],
         **common,
     )

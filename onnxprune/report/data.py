@@ -71,6 +71,8 @@ class Report:
     """The input sizes at which multiply-accumulates were counted."""
     timings: Mapping[str, float] = field(default_factory=dict)
     verify: Mapping[str, Any] | None = None
+    repair: Mapping[str, Any] | None = None
+    """Which layers were refitted, and their error on held-out samples before and after."""
     unknown: Mapping[str, int] = field(default_factory=dict)
     """Operators without a rule, with how often."""
     notes: tuple[str, ...] = ()
