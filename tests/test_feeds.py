@@ -20,7 +20,8 @@ def test_random_feeds_do_not_depend_on_order() -> None:
     assert all(np.array_equal(one[name], two[name]) for name in one)
     assert set(one["ids"].flat) == set(range(7))
     assert (one["image"].min(), one["image"].max()) == (0, 255)
-    assert abs(one["x"].std() - 1) < 0.1 and one["x"].dtype == F32
+    assert abs(one["x"].std() - 1) < 0.1
+    assert one["x"].dtype == F32
     assert not np.array_equal(one["x"], random_feeds(ports, {"x": (500, 3)}, 6)["x"])
     assert random_feeds(ports[1:], {}, 0)["ids"].max() == 1
     with pytest.raises(UsageError, match="nx3"):
@@ -54,7 +55,9 @@ def test_folders_single_samples_and_many_inputs(tmp_path: Path) -> None:
     series, states, hertz = np.ones((5, 3)), np.ones((2, 5, 4)), np.array(16, np.int32)
     np.savez(tmp_path / "a.npz", x=series, state=states, rate=hertz, labels=np.arange(5))
     (whole,) = batches(tmp_path / "a.npz", X, state, rate)
-    assert whole["x"].shape == (5, 3) and whole["rate"].dtype == I64 and "labels" not in whole
+    assert whole["x"].shape == (5, 3)
+    assert whole["rate"].dtype == I64
+    assert "labels" not in whole
     words = Port("x", np.dtype(object), ("n",))
     np.save(tmp_path / "w.npy", np.array(["a", "é"]))
     assert batches(tmp_path / "w.npy", words)[0]["x"].tolist() == ["a", "é"]

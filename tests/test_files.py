@@ -132,7 +132,8 @@ def test_every_type_survives(kind: str, shape: tuple[int, ...], tmp_path: Path) 
     assert (inline.name, inline.doc_string, inline.metadata_props[0].value) == ("w", "kept", "v")
     assert inline.data_type == number
     back = read_tensor(inline, None)
-    assert back.dtype == dtype and back.shape == shape
+    assert back.dtype == dtype
+    assert back.shape == shape
     assert back.tobytes() == array.tobytes()
 
     (tmp_path / "d").write_bytes(b"pad" + inline.raw_data)  # nothing says that it is aligned

@@ -43,7 +43,8 @@ def test_ports_and_extra_outputs() -> None:
         assert session.providers == ("cpu",)
         x = np.array([[1, -2]], np.float32)
         got = session.run({"x": x})
-        assert got["t0"].tolist() == (-x).tolist() and got["x"].tolist() == x.tolist()
+        assert got["t0"].tolist() == (-x).tolist()
+        assert got["x"].tolist() == x.tolist()
         assert list(session.run({"x": x}, ["t0"])) == ["t0"]
         assert session.run({"x": x}, []) == {}
     assert proto.SerializeToString() == before
@@ -118,7 +119,8 @@ def test_a_model_too_large_for_memory_goes_by_a_file(
 def test_errors_are_short_and_say_what(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Unreadable, match="cannot load") as error:
         open_session(chain(TensorProto.FLOAT, "NoSuchOperator"))
-    assert "NoSuchOperator" in str(error.value) and "[ONNXRuntimeError]" not in str(error.value)
+    assert "NoSuchOperator" in str(error.value)
+    assert "[ONNXRuntimeError]" not in str(error.value)
     with open_session(chain(TensorProto.FLOAT, "Neg")) as session:
         for feeds in (
             {"x": np.ones((1, 5), np.float32)},
@@ -133,7 +135,7 @@ def test_errors_are_short_and_say_what(tmp_path: Path, capfd: pytest.CaptureFixt
         with pytest.raises(UsageError, match="does not work here"):
             open_session(chain(TensorProto.FLOAT, "Neg"), provider=provider)
     out, err = capfd.readouterr()
-    assert out == "" and err == "", "ONNX Runtime talked"
+    assert (out, err) == ("", ""), "ONNX Runtime talked"
 
 
 def test_without_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,8 +197,11 @@ def test_speedups_have_a_spread() -> None:
 
     a, b, c = made(drift * noise()), made(drift * noise()), made(drift * noise() / 2)
     same, twice = speedup(a, b), speedup(a, c)
-    assert not same.measurable and same.low <= 1 <= same.high
-    assert twice.measurable and twice.low < 2 < twice.high and abs(twice.ratio - 2) < 0.05
+    assert not same.measurable
+    assert same.low <= 1 <= same.high
+    assert twice.measurable
+    assert twice.low < 2 < twice.high
+    assert abs(twice.ratio - 2) < 0.05
     tiny = speedup(made(np.full(99, 1.01)), made(np.full(99, 1.0)))
     assert not tiny.measurable, "under the resolution"
     assert not speedup(made(np.full(3, 2.0)), made(np.ones(3))).measurable, "too few rounds"
@@ -206,7 +211,9 @@ def test_speedups_have_a_spread() -> None:
 
 def test_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     here = machine.describe()
-    assert here["cpu"] and int(here["cores"]) >= 1 and "onnxruntime" in str(here["onnxruntime"])
+    assert here["cpu"]
+    assert int(here["cores"]) >= 1
+    assert "onnxruntime" in str(here["onnxruntime"])
     monkeypatch.setattr(machine, "_output", lambda *_: "NVIDIA H200, 570.1\nNVIDIA H200, 570.1")
     assert machine.describe()["gpu"] == "NVIDIA H200, NVIDIA H200"
     monkeypatch.setattr(machine, "_output", lambda *_: "No devices were found")

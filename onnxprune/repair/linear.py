@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -18,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.axes.view import View
 from onnxprune.cut.weights import Stored
-from onnxprune.graph.files import write_tensor
+from onnxprune.graph.files import read_tensor, write_tensor
 from onnxprune.repair.consumers import Consumer, Target, consumers, target
 from onnxprune.repair.moments import Moments, ridge
 from onnxprune.repair.taps import at_places, conv_taps, draw_places
@@ -139,19 +140,19 @@ def _refit_one(
     """Solve for one consumer and write its weights into the model; None if nothing was gained."""
     c, facts = job.consumer, view.facts
     node = _node_of(model, facts.model.in_file(c.out))
-    store = {t.name: t for t in model.graph.initializer}
+    store, folder = _stored(model), facts.model.source.folder
     name = names.get(c.weight, facts.model.in_file(c.weight))
-    if node is None or name not in store or store[name].dims is None:
+    if node is None or name not in store:
         return None
-    weight = numpy_helper.to_array(store[name])
-    w0, bias = _matrix(weight, c), _bias(node, c, store)
+    weight = read_tensor(store[name], folder)
+    w0, bias = _matrix(weight, c), _bias(node, c, store, folder)
     start = np.concatenate([w0, bias[None, :]]).astype(np.float64)
     fit = Moments(len(start), start.shape[1])
     test = Moments(len(start), start.shape[1])
     scale = _outputs(job, view)[1]
     term = facts.model.in_file(job.target.term) if job.target.term else ""
     wanted = [node.input[0], *([term] if term else [])]
-    with open_session(_cone(model, wanted), optimise=True) as session:
+    with open_session(_cone(model, wanted), optimise=True, folder=folder) as session:
         for k, feeds in enumerate(batches):
             given = {i.name: feeds[i.name] for i in session.inputs}
             got = session.run(given, wanted)
@@ -188,11 +189,24 @@ def _matrix(weight: np.ndarray, c: Consumer) -> np.ndarray:
     return weight.T if c.axis == 1 else weight
 
 
-def _bias(node: onnx.NodeProto, c: Consumer, store: Mapping[str, TensorProto]) -> np.ndarray:
+def _stored(model: onnx.ModelProto) -> dict[str, TensorProto]:
+    """Stored tensors of the main graph by name, those of Constant nodes too."""
+    store = {t.name: t for t in model.graph.initializer}
+    for n in model.graph.node:
+        for a in n.attribute if n.op_type == "Constant" else ():
+            if a.name == "value":
+                store[n.output[0]] = a.t
+    return store
+
+
+def _bias(
+    node: onnx.NodeProto, c: Consumer, store: Mapping[str, TensorProto], folder: Path | None
+) -> np.ndarray:
     """The bias that a consumer has, or zeros."""
     outputs = store[node.input[1]].dims[1 if c.axis == 0 else 0]
     if c.bias is not None and len(node.input) > c.bias and node.input[c.bias] in store:
-        return np.broadcast_to(numpy_helper.to_array(store[node.input[c.bias]]).ravel(), (outputs,))
+        bias = read_tensor(store[node.input[c.bias]], folder)
+        return np.broadcast_to(bias.ravel(), (outputs,))
     return np.zeros(outputs, np.float32)
 
 
@@ -208,7 +222,7 @@ def _write(
         return
     values = w[-1].astype(dtype)
     have = node.input[c.bias] if len(node.input) > c.bias else ""
-    stored = next((t for t in model.graph.initializer if t.name == have), None)
+    stored = _stored(model).get(have)
     readers = sum(list(n.input).count(have) for n in model.graph.node) if have else 0
     if stored is not None and readers == 1 and list(stored.dims) == list(values.shape):
         stored.CopyFrom(write_tensor(stored, values))
