@@ -32,7 +32,8 @@ class Moments:
 
     def add(self, taps: np.ndarray, targets: np.ndarray) -> None:
         """Add rows: taps (n, D - 1) without the one, targets (n, O)."""
-        u = np.concatenate([taps, np.ones((len(taps), 1), taps.dtype)], axis=1)
+        taps, targets = (a.astype(np.float32, copy=False) for a in (taps, targets))  # no half sums
+        u = np.concatenate([taps, np.ones((len(taps), 1), np.float32)], axis=1)
         self.g += u.T @ u
         self.r += u.T @ targets
         self.t += float((targets.astype(np.float64) ** 2).sum())
@@ -44,14 +45,19 @@ class Moments:
         return float(np.sum(w * (self.g @ w)) - 2 * np.sum(w * self.r) + self.t) / n
 
 
-def ridge(m: Moments, w0: Array, share: float) -> Array:
+def ridge(m: Moments, w0: Array, share: float, *, free_bias: bool = True) -> Array:
     """Least squares with a pull towards `w0` (D, O), `share` of the mean power of the taps.
 
-    The last row, the bias, is hardly held: it must be free to take up the mean.
+    The last row, the bias, is hardly held: it must be free to take up the mean. Where it can't
+    change (`free_bias` False), the other rows are solved for with the bias as it is.
     """
     from scipy.linalg import solve
 
     power = np.trace(m.g[:-1, :-1]) / max(1, m.size - 1)
     hold = np.full(m.size, share * power + 1e-10)
     hold[-1] = 1e-8 * max(m.rows, 1)
+    if not free_bias:
+        goal = m.r[:-1] - m.g[:-1, -1:] * w0[-1:] + hold[:-1, None] * w0[:-1]
+        w = solve(m.g[:-1, :-1] + np.diag(hold[:-1]), goal, assume_a="pos")
+        return np.concatenate([w, w0[-1:]])
     return np.asarray(solve(m.g + np.diag(hold), m.r + hold[:, None] * w0, assume_a="pos"))

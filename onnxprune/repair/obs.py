@@ -57,6 +57,7 @@ def obs_scores(
     found = [c for c in consumers(facts) if _columns(c, solution) <= LARGEST]
     tell("looking at what each layer reads")
     stats = _statistics(solution, found, batches, seed)
+    found = [c for c in found if np.isfinite(stats[c].g).all() and np.isfinite(stats[c].r).all()]
     out: dict[int, Array] = {}
     for g in groups:
         parts = []
@@ -84,12 +85,7 @@ def _statistics(
     s: Solution, found: Sequence[Consumer], batches: Sequence[Feeds], seed: int
 ) -> dict[Consumer, Moments]:
     """Moments of every consumer's input and output in the original, in one pass."""
-    facts, rng = s.facts, np.random.default_rng(seed)
-    model = facts.model
-    places = {
-        c: draw_places(facts.trace.shapes[c.out][2:], PLACES, rng) if c.is_conv else ()
-        for c in found
-    }
+    facts, model = s.facts, s.facts.model
     stats: dict[Consumer, Moments] = {}
     for c in found:
         shape = facts.trace.shapes[c.weight]
@@ -111,7 +107,9 @@ def _statistics(
                 x, y = got[model.in_file(c.data)], got[model.in_file(c.out)]
                 if c.is_conv:
                     kernel = facts.trace.shapes[c.weight][2:]
-                    m.add(conv_taps(x, c.node, kernel, places[c]), at_places(y, places[c]))
+                    rng = np.random.default_rng([seed, c.order])
+                    places = draw_places(y.shape[2:], PLACES, rng)
+                    m.add(conv_taps(x, c.node, kernel, places), at_places(y, places))
                 else:
                     m.add(x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]))
     return stats
