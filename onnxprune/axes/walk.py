@@ -31,6 +31,8 @@ class Unshaped(Refused):
     """The same, because of a shape that could not be had further up: told there."""
 
 
+_PRODUCTS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum"))
+"""Computed from constants alone they are still followed by their own rule."""
 _ALIKE = frozenset(("Split", "LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"))
 """Operators all of whose outputs are 0 where the first is."""
 
@@ -233,7 +235,7 @@ class Walk:
         ins = [i for i in n.inputs if i]
         if n.domain or not ins or not all(i in self.facts.constant for i in ins):
             return False
-        if n.op in MOVERS and n.op not in ("Resize", "Upsample"):
+        if n.op in MOVERS or n.op in _PRODUCTS:
             return False
         if n.op in ("QuantizeLinear", "DequantizeLinear"):
             return False

@@ -10,16 +10,17 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from onnxprune.axes.content import constant_value
 from onnxprune.axes.view import View
 from onnxprune.check.copies import held_tensors
 from onnxprune.check.probes import FLOATS
+from onnxprune.cost.parameters import born
 from onnxprune.cut.cut import slice_out
 from onnxprune.cut.weights import Stored
 from onnxprune.graph.files import read_tensor, write_tensor
-from onnxprune.graph.model import Constant, Model, graph_at
+from onnxprune.graph.model import Constant, Model, Node, graph_at
 
 _WEIGHTED: dict[str, frozenset[int]] = {
     "Conv": frozenset((1, 2)), "ConvTranspose": frozenset((1, 2)), "Gemm": frozenset((1, 2)),
@@ -33,6 +34,9 @@ _WEIGHTED: dict[str, frozenset[int]] = {
     "Attention": frozenset((1, 2)), "BiasGelu": frozenset((1,)), "FastGelu": frozenset((1,)),
 }  # fmt: skip
 """Operands that are weights: any value is as good as another (never a bound, exponent, divisor)."""
+
+_MOST = 200_000_000
+"""Elements of generated weights that are made random."""
 
 
 def randomised(view: View) -> tuple[View, int]:
@@ -55,6 +59,10 @@ def randomised(view: View) -> tuple[View, int]:
     picked = {key: c for key, c in found.items() if key not in keep}
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
+    made = _generated(view)
+    for k, n in enumerate(made):
+        like = np.broadcast_to(np.float32(0), view.facts.trace.shapes[n.outputs[0]])
+        _hold(proto.graph.node[n.site.index], _random(like, np.random.default_rng([1, k])))
     for k, c in enumerate(picked.values()):
         tensor = _tensor_at(proto, c)
         if tensor is not None:
@@ -64,7 +72,28 @@ def randomised(view: View) -> tuple[View, int]:
         v: replace(c, tensor=_tensor_at(proto, c) or c.tensor) for v, c in model.constants.items()
     }
     facts = replace(view.facts, model=replace(model, proto=proto, constants=constants, _arrays={}))
-    return View(replace(view.solution, facts=facts), view.keep), len(picked)
+    return View(replace(view.solution, facts=facts), view.keep), len(picked) + len(made)
+
+
+def _generated(view: View) -> list[Node]:
+    """ConstantOfShape nodes of the main graph that stand for float32 weights, all of one value."""
+    model, types = view.facts.model, view.facts.trace.types
+    found = [
+        n for n in model.graph.nodes
+        if born(n, model) is not None
+        and types.get(n.outputs[0]) == TensorProto.FLOAT
+        and all(k in _WEIGHTED.get(u.op, ()) for u, k in model.uses.get(n.outputs[0], ()))
+    ]  # fmt: skip
+    total = sum(int(np.prod(view.facts.trace.shapes[n.outputs[0]])) for n in found)
+    return found if total <= _MOST else []
+
+
+def _hold(node: NodeProto, array: np.ndarray) -> None:
+    """Make a node a Constant with this content."""
+    node.op_type = "Constant"
+    del node.input[:]
+    del node.attribute[:]
+    node.attribute.append(helper.make_attribute("value", numpy_helper.from_array(array)))
 
 
 def _tensor_at(proto: onnx.ModelProto, c: Constant) -> TensorProto | None:
@@ -100,6 +129,13 @@ def carried(
     tensors = held_tensors(copy)
     written = {s.name for s in stored}
     old, new = before.facts.model, after.facts.model
+    nodes = {n.output[0]: n for n in copy.graph.node if n.op_type == "ConstantOfShape"}
+    for n in _generated(before):
+        value = n.outputs[0]
+        node = nodes.get(old.in_file(value))
+        if node is not None:
+            full = new.proto.graph.node[n.site.index].attribute[0].t
+            _hold(node, slice_out(numpy_helper.to_array(full), before.masks(value), value))
     parts = [(s.name, s.value) for s in stored]
     parts += [(c.name, v) for v, c in old.constants.items()
               if not c.site.path and c.name not in written]  # fmt: skip
