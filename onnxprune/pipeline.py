@@ -256,7 +256,9 @@ def slim(
     check(request)
     if ratio is None and threshold is None and not per_layer:
         raise UsageError("how much should go?", hint="ratio=0.5, a threshold, or ratios per layer")
-    criterion = criterion or ("obs" if calib else "l2")
+    criterion = criterion or ("obs" if calib and scores is None else "l2")
+    if criterion == "obs" and scores is not None:
+        raise UsageError("--scores and --criterion obs exclude each other")
     if not calib and (criterion == "obs" or repair == "linear"):
         what = "--criterion obs" if criterion == "obs" else "--repair linear"
         raise UsageError(f"{what} needs calibration data", hint="--calib samples.npz")
@@ -271,7 +273,7 @@ def slim(
         options["repair"] = "linear"
     with clock("choose", "ranking channels"):
         if criterion == "obs" and calib:
-            ranked = _obs(analysis, calib, request, seed, scores, stage)
+            ranked = _obs(analysis, calib, request, seed, stage)
         else:
             ranked = group_scores(analysis.facts, analysis.groups, criterion, seed, scores)
         try:
@@ -290,7 +292,6 @@ def _obs(
     calib: Sequence[Feeds],
     request: Request,
     seed: int,
-    given: Mapping[str, np.ndarray] | None,
     stage: Stage,
 ) -> Scores:
     """Scores by block OBS; l2 for groups whose consumers can't be followed."""
@@ -298,7 +299,7 @@ def _obs(
 
     wanted = [r for r in (request.ratio, *request.per_layer.values()) if r is not None]
     most = max(wanted) if wanted and request.scope == "layer" else 0.95
-    rest = group_scores(analysis.facts, analysis.groups, "l2", seed, given)
+    rest = group_scores(analysis.facts, analysis.groups, "l2", seed)
     found = obs_scores(analysis.solution, analysis.groups, calib, most, seed, stage)
     missing = len(analysis.groups) - len(found)
     note = (f"obs: {missing} groups were ranked by l2: nothing that reads them can be refitted",)
