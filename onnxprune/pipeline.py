@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from onnx import ModelProto
@@ -20,7 +20,7 @@ from onnxprune.axes.facts import Facts
 from onnxprune.axes.solve import Group, Solution, groups
 from onnxprune.axes.view import View
 from onnxprune.axes.walk import analyse
-from onnxprune.check.files import signature_problems
+from onnxprune.check.signature import signature_problems
 from onnxprune.check.verdict import Verdict
 from onnxprune.choose.allocate import Allocation, Request, allocate, check
 from onnxprune.choose.dead import Dead, dead_channels
@@ -36,7 +36,6 @@ from onnxprune.graph.binding import check_sizes
 from onnxprune.graph.files import Source, fingerprint, load, save
 from onnxprune.graph.model import Model, Node, normalise
 from onnxprune.report.data import Report
-from onnxprune.runtime.feeds import Feeds
 from onnxprune.summary import (
     group_rows,
     layer_rows,
@@ -46,6 +45,9 @@ from onnxprune.summary import (
     sizes_text,
     verdict_row,
 )
+
+if TYPE_CHECKING:
+    from onnxprune.runtime.feeds import Feeds
 
 AnyModel = str | PathLike[str] | ModelProto | Source
 Stage = Callable[[str], None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,9 +17,11 @@ from onnxprune.choose.scores import Scores
 from onnxprune.cost.cost import Cost, cost_after, cost_before
 from onnxprune.cost.work import Sizes, macs_of_work
 from onnxprune.graph.model import Node
-from onnxprune.repair.linear import Fitted
 from onnxprune.report.data import GroupRow, LayerRow, MemberRow, Size
-from onnxprune.runtime.feeds import Feeds
+
+if TYPE_CHECKING:  # a run without data needs neither
+    from onnxprune.repair.linear import Fitted
+    from onnxprune.runtime.feeds import Feeds
 
 BINS = 20
 

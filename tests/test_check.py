@@ -10,9 +10,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from models.builder import G
 from onnxprune.axes.view import View
-from onnxprune.check.files import signature_problems, verify_files
+from onnxprune.check.files import verify_files
 from onnxprune.check.inputs import hints
 from onnxprune.check.probes import comparable, probes
+from onnxprune.check.signature import signature_problems
 from onnxprune.check.steps import by_node
 from onnxprune.check.verdict import difference, moved, tolerance
 from onnxprune.check.verify import verify

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import onnx
-from onnx import ValueInfoProto
 
 from onnxprune.axes.view import View
+from onnxprune.check.signature import signature_problems
 from onnxprune.check.verdict import Verdict
 from onnxprune.check.verify import verify
-from onnxprune.graph.binding import free_inputs
 from onnxprune.graph.files import INLINE_LIMIT, Source
 
 
@@ -42,33 +41,6 @@ def verify_files(
         slim_folder=slim.folder, own_weights=repaired,
     )  # fmt: skip
     return replace(verdict, notes=(*notes, *verdict.notes))
-
-
-def signature_problems(original: onnx.ModelProto, slim: onnx.ModelProto) -> Iterator[str]:
-    """How the inputs (those without initializer) and outputs of two models differ."""
-    pairs = (
-        ("inputs", free_inputs(original.graph), free_inputs(slim.graph)),
-        ("outputs", original.graph.output, slim.graph.output),
-    )
-    for what, before, after in pairs:
-        if [i.name for i in before] != [i.name for i in after]:
-            yield f"the {what} are {[i.name for i in after]}, not {[i.name for i in before]}"
-            continue
-        for a, b in zip(before, after, strict=True):
-            if _kind(a) != _kind(b):
-                yield f"{a.name} is {_kind(b)}, not {_kind(a)}"
-
-
-def _kind(info: ValueInfoProto) -> str:
-    """Type and sizes, symbols included, as one can read them."""
-    kind = info.type.tensor_type
-    if not info.type.HasField("tensor_type"):
-        return str(info.type.WhichOneof("value"))
-    name = onnx.TensorProto.DataType.Name(kind.elem_type).lower()
-    if not kind.HasField("shape"):
-        return name
-    dims = (d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in kind.shape.dim)
-    return f"{name}[{','.join(map(str, dims))}]"
 
 
 def soundness(original: Source, slim: Source) -> tuple[str, tuple[str, ...]]:
