@@ -38,9 +38,12 @@ def cost_after(slim: ModelProto, view: View, sizes: Sizes) -> Cost:
     Bytes are those of the model in memory and of the data that it names outside; a saved file may
     have a few more, where data is aligned.
     """
+    source = load(slim)
+    outside = sum(known_bytes(t) for t in stored_tensors(slim) if is_external(t))
     return Cost(
-        parameters(normalise(load(slim))), macs(view.facts, sizes, view), _bytes(slim), nodes(slim)
-    )
+        parameters(normalise(source)), macs(view.facts, sizes, view), source.size + outside,
+        nodes(slim),
+    )  # fmt: skip
 
 
 def nodes(proto: ModelProto) -> int:
@@ -50,8 +53,3 @@ def nodes(proto: ModelProto) -> int:
 
 def _count(found: Iterable[NodeProto]) -> int:
     return sum(1 + sum(_count(a.g.node) for a in n.attribute if a.HasField("g")) for n in found)
-
-
-def _bytes(proto: ModelProto) -> int:
-    outside = sum(known_bytes(t) for t in stored_tensors(proto) if is_external(t))
-    return load(proto).size + outside
