@@ -221,10 +221,6 @@ def reduce(n: Node, w: Walk) -> str:
     return f"{' '.join(x)}{', _' * (len(n.inputs) - 1)} -> {' '.join(y)}"
 
 
-def arg_reduce(n: Node, w: Walk) -> str:
-    return reduce(n, w)
-
-
 def one_hot(n: Node, w: Walk) -> str:
     rank = w.rank(n.inputs[0])
     axis = n.attrs.get("axis", -1) % (rank + 1)
@@ -380,8 +376,8 @@ SPECS: dict[tuple[str, str], Rule] = {
     ("", "Scatter"): scatter_elements,
     ("", "GatherND"): gather_nd,
     ("", "ScatterND"): scatter_nd,
-    ("", "ArgMax"): arg_reduce,
-    ("", "ArgMin"): arg_reduce,
+    ("", "ArgMax"): reduce,
+    ("", "ArgMin"): reduce,
     **{
         ("", f"Reduce{kind}"): reduce
         for kind in "Sum Mean Max Min Prod L1 L2 SumSquare LogSum LogSumExp".split()

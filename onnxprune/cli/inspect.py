@@ -24,7 +24,7 @@ def command(
     """What is in MODEL, which groups of channels may shrink, what is fixed and why."""
     from onnxprune import pipeline
     from onnxprune.cli.talk import print_json, stdout
-    from onnxprune.report.text import groups_table, size_table, stayed
+    from onnxprune.report.text import groups_table, print_stayed, size_table
 
     analysis = pipeline.analyze(model, heads=heads, sizes=pipeline.Sizes(dict(dims), dict(shapes)))
     report = pipeline.describe(analysis)
@@ -37,13 +37,5 @@ def command(
     console.print(f"\n[bold]{len(free)} groups may shrink[/bold]")
     if free:
         console.print(groups_table(free))
-    lines = stayed(report, verbose)
-    if lines:
-        console.print("\n[bold]Fixed[/bold]")
-        for line in lines:
-            console.print(f"  {line}", markup=False)
-    for name, n in report.unknown.items():
-        console.print(f"  no rule: {name} ({n}x)", markup=False)
-    for note in report.notes if verbose else ():
-        console.print(f"  note: {note}", markup=False)
+    print_stayed("Fixed", report, console, verbose)
     return 0

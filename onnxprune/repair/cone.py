@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import onnx
 from onnx import TensorProto
 
+from onnxprune.graph.model import captured
+
 
 def cone(model: onnx.ModelProto, outputs: Sequence[str]) -> onnx.ModelProto:
     """The part of a model that these values need."""
@@ -30,12 +32,6 @@ def cone(model: onnx.ModelProto, outputs: Sequence[str]) -> onnx.ModelProto:
     part.graph.input.extend(i for i in model.graph.input if i.name in names)
     part.graph.output.extend(onnx.ValueInfoProto(name=o) for o in dict.fromkeys(outputs))
     return part
-
-
-def captured(node: onnx.NodeProto) -> list[str]:
-    """What the bodies of a node read: names of theirs and of the graphs around them."""
-    bodies = [a.g for a in node.attribute if a.HasField("g")]
-    return [i for g in bodies for n in g.node for i in (*n.input, *captured(n))]
 
 
 def stored(model: onnx.ModelProto) -> dict[str, TensorProto]:

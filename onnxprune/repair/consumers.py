@@ -72,6 +72,11 @@ def consumers(facts: Facts) -> list[Consumer]:
     return [c for c in found if facts.trace.types.get(c.weight) in (1, 10, 11)]
 
 
+def taps_of(c: Consumer, facts: Facts) -> int:
+    """How many weights a consumer has for each input and output channel."""
+    return int(np.prod(facts.trace.shapes[c.weight][2:])) if c.is_conv else 1
+
+
 def _plain(n: Node) -> bool:
     ones = n.attrs.get("alpha", 1.0) == 1.0 and n.attrs.get("beta", 1.0) == 1.0
     return ones and not n.attrs.get("transA")

@@ -19,7 +19,7 @@ from onnxprune.axes.view import View
 from onnxprune.cut.weights import Stored
 from onnxprune.graph.files import read_tensor
 from onnxprune.repair.cone import cone, readers, stored
-from onnxprune.repair.consumers import Consumer, Target, consumers, target
+from onnxprune.repair.consumers import Consumer, Target, consumers, taps_of, target
 from onnxprune.repair.moments import Moments, ridge
 from onnxprune.repair.rewrite import bias_is_free, read_bias, read_matrix, write_bias, write_matrix
 from onnxprune.repair.taps import at_places, conv_taps, draw_places
@@ -80,7 +80,7 @@ def refit(
     model.CopyFrom(slim)
     jobs = []
     for c in consumers(facts):
-        size = int(view.kept(c.weight, c.axis).sum()) * _taps_of(c, view) + 1
+        size = int(view.kept(c.weight, c.axis).sum()) * taps_of(c, facts) + 1
         if view.kept(c.weight, c.axis).all() or size > LARGEST:
             continue
         jobs.append(_Job(c, target(c, view), seed))
@@ -93,10 +93,6 @@ def refit(
         if found is not None:
             done.append(found)
     return model, tuple(done)
-
-
-def _taps_of(c: Consumer, view: View) -> int:
-    return int(np.prod(view.facts.trace.shapes[c.weight][2:])) if c.is_conv else 1
 
 
 def _rows(y: np.ndarray, job: _Job) -> np.ndarray:

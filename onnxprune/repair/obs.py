@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 
 from onnxprune.axes.solve import Group, Solution
-from onnxprune.repair.consumers import Consumer, consumers
+from onnxprune.repair.consumers import Consumer, consumers, taps_of
 from onnxprune.repair.linear import HELD_OUT, LARGEST, PLACES, Feeds
 from onnxprune.repair.moments import Moments
+from onnxprune.repair.rewrite import read_matrix
 from onnxprune.repair.taps import at_places, conv_taps, draw_places
 from onnxprune.runtime.session import open_session
 
@@ -66,19 +67,15 @@ def obs_scores(
             channel = {int(r): k for k, r in enumerate(g.roots)}
             of = np.array([channel.get(int(r), -1) for r in roots])
             if (of >= 0).any():
-                parts.append((_layer(c, stats[c], solution), np.repeat(of, _taps(c, solution))))
+                parts.append((_layer(c, stats[c], solution), np.repeat(of, taps_of(c, facts))))
         if parts:
             tell(f"ranking {g.name}")
             out[g.id] = _greedy(parts, g.size, int(np.ceil(g.size * most)))
     return out
 
 
-def _taps(c: Consumer, s: Solution) -> int:
-    return int(np.prod(s.facts.trace.shapes[c.weight][2:])) if c.is_conv else 1
-
-
 def _columns(c: Consumer, s: Solution) -> int:
-    return int(s.facts.trace.shapes[c.weight][c.axis]) * _taps(c, s) + 1
+    return int(s.facts.trace.shapes[c.weight][c.axis]) * taps_of(c, s.facts) + 1
 
 
 def _statistics(
@@ -92,10 +89,10 @@ def _statistics(
         stats[c] = Moments(_columns(c, s), shape[0] if c.is_conv or c.axis == 1 else shape[1])
     values = sorted({v for c in found for v in (c.data, c.out)})
     names = [model.in_file(v) for v in values]
-    have = {o.name for o in model.proto.graph.output} | {i.name for i in model.proto.graph.input}
     inputs = {i.name for i in model.proto.graph.input}
+    outputs = {o.name for o in model.proto.graph.output}
     asked = [n for n in names if n not in inputs]
-    extra = [n for n in asked if n not in have]
+    extra = [n for n in asked if n not in outputs]
     with open_session(
         model.proto, optimise=True, extra_outputs=extra, folder=model.source.folder
     ) as session:
@@ -118,7 +115,7 @@ def _statistics(
 def _layer(c: Consumer, m: Moments, s: Solution) -> _Layer:
     model = s.facts.model
     weight = model.array(model.constants[c.weight]).astype(np.float64)
-    w0 = weight.reshape(len(weight), -1).T if c.is_conv else weight.T if c.axis == 1 else weight
+    w0 = read_matrix(weight, c)
     rows = max(1, m.rows)
     g, r = m.g / rows, m.r / rows
     hold = np.full(m.size, _RIDGE * np.trace(g[:-1, :-1]) / max(1, m.size - 1) + 1e-12)

@@ -96,14 +96,18 @@ def print_report(report: Report, console: Console, verbose: bool) -> None:
     console.print(before_after(report))
     if report.sizes:
         console.print(f"[dim]MACs at {escape(report.sizes)}[/dim]", highlight=False)
+    print_stayed("Stayed", report, console, verbose)
+    console.print()
+
+
+def print_stayed(title: str, report: Report, console: Console, verbose: bool) -> None:
+    """What stays and why, operators without a rule, and notes."""
     lines = stayed(report, verbose)
     if lines:
-        console.print("\n[bold]Stayed[/bold]")
+        console.print(f"\n[bold]{title}[/bold]")
         for line in lines:
             console.print(f"  {escape(line)}", highlight=False)
     for name, n in report.unknown.items():
         console.print(f"  no rule: {escape(name)} ({n}x)", highlight=False)
-    if verbose:
-        for note in report.notes:
-            console.print(f"  note: {escape(note)}", highlight=False)
-    console.print()
+    for note in report.notes if verbose else ():
+        console.print(f"  note: {escape(note)}", highlight=False)
