@@ -63,6 +63,39 @@ def test_folders_single_samples_and_many_inputs(tmp_path: Path) -> None:
     assert batches(tmp_path / "w.npy", words)[0]["x"].tolist() == ["a", "é"]
 
 
+def test_some_samples_are_taken_from_all_over(tmp_path: Path) -> None:
+    x = np.repeat(np.arange(100, dtype=np.float32)[:, None], 3, axis=1)
+    np.save(tmp_path / "x.npy", x)
+
+    def some(path: Path, port: Port, samples: int) -> np.ndarray:
+        got = list(load_feeds(path, [port], batch=4, samples=samples))
+        return np.concatenate([b["x"] for b in got])[:, 0]
+
+    np.testing.assert_array_equal(some(tmp_path / "x.npy", X, 100), np.arange(100))
+    few = some(tmp_path / "x.npy", X, 20)
+    assert len(set(few)) == 20
+    assert abs((few < 50).mean() - 0.5) <= 0.1
+    assert abs((few[:10] < 50).mean() - 0.5) <= 0.1
+    pairs = some(tmp_path / "x.npy", Port("x", F32, (2, 3)), 21)  # whole batches of two
+    assert len(pairs) == 20
+    np.testing.assert_array_equal(pairs[1::2], pairs[::2] + 1)
+    for k in range(5):
+        np.save(tmp_path / f"y{k}.npy", x[20 * k : 20 * k + 20] + 1000)
+    (tmp_path / "x.npy").unlink()
+    over = some(tmp_path, X, 25)  # from several files
+    assert len(set(over)) == 25
+    assert all(3 <= ((over >= 1000 + 20 * k) & (over < 1020 + 20 * k)).sum() <= 7 for k in range(5))
+    state = Port("state", F32, (2, "n", 4))
+    for k in range(4):  # files that can't be cut into samples: one each
+        arrays = {"x": np.full((5, 3), k, np.float32), "state": np.ones((2, 5, 4), np.float32)}
+        np.savez(tmp_path / f"z{k}.npz", **arrays)
+        (tmp_path / f"y{k}.npy").unlink()
+    (tmp_path / "y4.npy").unlink()
+    whole = list(load_feeds(tmp_path, [X, state], samples=2))
+    assert [b["x"].shape for b in whole] == [(5, 3)] * 2
+    assert whole[0]["x"][0, 0] != whole[1]["x"][0, 0]
+
+
 @pytest.mark.parametrize(
     ("array", "port", "said"),
     [

@@ -5,9 +5,8 @@ import pytest
 
 from onnxprune.graph.files import load
 from onnxprune.graph.model import normalise
-from onnxprune.repair.consumers import consumers
 from onnxprune.repair.moments import Moments, ridge
-from onnxprune.repair.obs import _costs, _greedy, _layer, _remove, obs_scores
+from onnxprune.repair.obs import _costs, _greedy, _layers, _reads, _remove, obs_scores
 from onnxprune.repair.taps import at_places, conv_taps, draw_places
 from onnxprune.runtime.session import open_session
 from tests.choosing import analysed, model_of, two_layers
@@ -47,17 +46,23 @@ def test_taps_times_weight_is_the_convolution(what: str) -> None:
     with open_session(proto) as session:
         y = session.run({"x": x})["y"]
     (node,) = normalise(load(proto)).graph.nodes
-    places = draw_places(y.shape[2:], 7, rng)
-    assert len(places[0]) == min(7, np.prod(y.shape[2:]))
+    places = draw_places(y.shape, 7, rng)
+    assert places[0].shape == (len(x), min(7, np.prod(y.shape[2:])))
     taps = conv_taps(x, node, kernel, places)
     np.testing.assert_allclose(taps @ w.reshape(5, -1).T, at_places(y, places), atol=2e-5)
 
 
 def test_places_are_different_and_cover_small_maps() -> None:
     rng = np.random.default_rng(0)
-    places = np.stack(draw_places((20, 30), 64, rng), axis=1)
-    assert len(np.unique(places, axis=0)) == 64
-    assert len(np.unique(np.stack(draw_places((3, 4), 64, rng), axis=1), axis=0)) == 12
+    for size, count in (((8, 9), 40), ((20, 30), 64), ((3, 4), 64)):
+        drawn = np.stack(draw_places((5, 2, *size), count, rng), axis=-1)
+        assert drawn.shape == (5, min(count, np.prod(size)), 2)
+        assert (drawn >= 0).all()
+        assert (drawn < size).all()
+        if count * 8 > np.prod(size):
+            assert all(len(np.unique(d, axis=0)) == len(d) for d in drawn)
+        alike = all((drawn[0] == d).all() for d in drawn)
+        assert alike == (count >= np.prod(size))
 
 
 # Least squares from moments
@@ -143,8 +148,9 @@ def _consumer(rows: int, blocks: int, taps: int, outputs: int, seed: int):  # ty
     t = x @ w + rng.standard_normal(outputs).astype(np.float32)
     proto = model_of([("MatMul", ["x", "w"], ["y"], {})], {"w": w}, ["n", size], ["n", outputs])
     found = analysed(proto)
-    (c,) = consumers(found.facts)
-    layer = _layer(c, _moments(x, t), found.solution)
+    (read,) = _reads(found.solution)
+    energy = float((t**2).sum(axis=1).mean())
+    (layer,) = _layers(read, _moments(x, t), energy, found.solution)
     g = _with_one(x).T @ _with_one(x) / rows
     hold = np.full(size + 1, 1e-2 * np.trace(g[:-1, :-1]) / size)
     hold[-1] = 1e-10

@@ -2,36 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import onnx
-from onnx import TensorProto
+from onnx import NodeProto, TensorProto, ValueInfoProto
 
 from onnxprune.graph.model import captured
 
 
 def cone(model: onnx.ModelProto, outputs: Sequence[str]) -> onnx.ModelProto:
     """The part of a model that these values need."""
-    made = {o: n for n in model.graph.node for o in n.output if o}
-    need, todo = set(), list(outputs)
-    names = set(todo)
+    ends = [n for n in model.graph.node if set(n.output) & set(outputs)]
+    return part(model, upstream(model, ends, ()), outputs)
+
+
+def upstream(
+    model: onnx.ModelProto, nodes: Sequence[NodeProto], given: Collection[str]
+) -> list[NodeProto]:
+    """These nodes and all that they need but the values `given`, in the order of the model."""
+    made = {o: k for k, n in enumerate(model.graph.node) for o in n.output if o}
+    need = {made[o] for n in nodes for o in n.output if o}
+    todo = [i for n in nodes for i in (*n.input, *captured(n))]
     while todo:
-        node = made.get(todo.pop())
-        if node is None or id(node) in need:
+        value = todo.pop()
+        k = made.get(value)
+        if k is None or k in need or value in given:
             continue
-        need.add(id(node))
-        reads = [*node.input, *captured(node)]
-        names.update(reads)
-        todo += [i for i in reads if i]
-    part = onnx.ModelProto()
-    part.ir_version = model.ir_version
-    part.opset_import.extend(model.opset_import)
-    part.graph.name = model.graph.name
-    part.graph.node.extend(n for n in model.graph.node if id(n) in need)
-    part.graph.initializer.extend(t for t in model.graph.initializer if t.name in names)
-    part.graph.input.extend(i for i in model.graph.input if i.name in names)
-    part.graph.output.extend(onnx.ValueInfoProto(name=o) for o in dict.fromkeys(outputs))
-    return part
+        need.add(k)
+        todo += [*model.graph.node[k].input, *captured(model.graph.node[k])]
+    return [model.graph.node[k] for k in sorted(need)]
+
+
+def part(
+    model: onnx.ModelProto, nodes: Sequence[NodeProto], outputs: Sequence[str],
+    inputs: Sequence[ValueInfoProto] = (),
+) -> onnx.ModelProto:  # fmt: skip
+    """A model of some of a model's nodes; `inputs` are values that the other nodes made."""
+    reads = {i for n in nodes for i in (*n.input, *captured(n))} | set(outputs)
+    given = {i.name for i in inputs}
+    found = onnx.ModelProto()
+    found.ir_version = model.ir_version
+    found.opset_import.extend(model.opset_import)
+    found.functions.extend(model.functions)
+    found.graph.name = model.graph.name
+    found.graph.node.extend(nodes)
+    initializers = (t for t in model.graph.initializer if t.name in reads - given)
+    found.graph.initializer.extend(initializers)
+    found.graph.input.extend(i for i in model.graph.input if i.name in reads - given)
+    found.graph.input.extend(inputs)
+    found.graph.output.extend(onnx.ValueInfoProto(name=o) for o in dict.fromkeys(outputs))
+    return found
 
 
 def stored(model: onnx.ModelProto) -> dict[str, TensorProto]:

@@ -1,47 +1,76 @@
-"""Sequential least squares: every consumer of removed channels is refitted, in graph order.
+"""Sequential least squares: every layer that removal touched is refitted, in graph order.
 
 Inputs are as the already repaired slim network gives them, targets as in the original, so errors
-do not add up from layer to layer. No labels and no gradients: only forward runs in ONNX Runtime
-and one linear solve a consumer. The pull towards the sliced weights is chosen on samples that the
-solve has not seen, and a consumer whose error there does not fall keeps its sliced weights.
+do not add up from layer to layer. No labels and no gradients: forward runs in ONNX Runtime and a
+linear solve a layer. The pull towards the sliced weights is chosen on samples that the solve has
+not seen, and a layer whose error there does not fall keeps the weights it has.
 (He et al. 2017, "Channel pruning"; the OBS update is the same solve: Frantar & Alistarh 2022.)
+
+With rounds, the layer that makes the channels is then moved too, see `gauss_newton`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx
 
 from onnxprune.axes.view import View
 from onnxprune.cut.weights import Stored
-from onnxprune.graph.files import read_tensor
-from onnxprune.repair.cone import cone, readers, stored
-from onnxprune.repair.consumers import Consumer, Target, consumers, taps_of, target
-from onnxprune.repair.moments import Moments, ridge
-from onnxprune.repair.rewrite import bias_is_free, read_bias, read_matrix, write_bias, write_matrix
-from onnxprune.repair.taps import at_places, conv_taps, draw_places
-from onnxprune.runtime.session import open_session
+from onnxprune.repair.jobs import (
+    Job,
+    free_bias,
+    goal,
+    goal_rows,
+    jobs_of,
+    rows_at,
+    start,
+    touched,
+    write,
+)
+from onnxprune.repair.moments import Array, Moments, bias_only, ridge
+from onnxprune.repair.recurrent import (
+    RecurrentJob,
+    moments_of,
+    parts_of,
+    put,
+    recurrent_jobs,
+    start_of,
+    store_weights,
+    weights_of,
+)
+from onnxprune.repair.stream import Feeds, Kept, Store, Stream
+from onnxprune.repair.taps import places_per_map
 
-Feeds = Mapping[str, np.ndarray]
-_Goal = tuple[tuple[int, ...], np.ndarray]
-"""The size of a map, and the rows that it should have at the sampled places."""
-
-PLACES = 64
-"""Positions sampled from each map."""
 SHARES = (1e-3, 1e-2, 1e-1, 1.0)
 """Pulls towards the sliced weights that are tried, as shares of the taps' mean power."""
-HELD_OUT = 8
-"""Every so many-th batch is for choosing, not for solving."""
-LARGEST = 4800
-"""Columns up to which a solve is affordable (a 3 x 3 convolution on 512 channels)."""
+PLENTY = 32
+"""Rows for each column that a layer must have to be fitted though all that it reads is there."""
+FOLDS = 4
+"""Parts of the samples, for judging what the others solve for."""
+AFFORDABLE = 1500
+"""Columns up to which every part is judged; beyond, the last one stands for all."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How far a repair goes."""
+
+    weights: bool = True
+    """Refit weights and biases; else biases alone."""
+    rounds: int = 2
+    """Gauss-Newton rounds on what makes the channels."""
+
+
+RECIPES = {"bias": Recipe(weights=False, rounds=0), "linear": Recipe(rounds=0), "full": Recipe()}
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What the repair of one consumer did: held-out error before and after, over the target's
+    """What the repair of one layer did: held-out error before and after, over the target's
     power.
     """
 
@@ -51,14 +80,36 @@ class Fitted:
 
 
 @dataclass(frozen=True, eq=False)
-class _Job:
-    consumer: Consumer
-    target: Target
-    seed: int
+class Folds:
+    """Moments of a layer by parts of the samples: each is judged by what the others solve for."""
 
-    def places(self, size: Sequence[int]) -> list[np.ndarray]:
-        """Sampled positions of a convolution's output: the same for every map of a size."""
-        return draw_places(size, PLACES, np.random.default_rng([self.seed, self.consumer.order]))
+    parts: tuple[Moments, ...]
+
+    @cached_property
+    def all(self) -> Moments:
+        total = self.parts[0]
+        for part in self.parts[1:]:
+            total = total.plus(part)
+        return total
+
+    @property
+    def power(self) -> float:
+        """Of the targets, summed over outputs."""
+        return max(self.all.t / max(1, self.all.rows), 1e-30)
+
+    def errors(self, solve: Callable[[Moments], Array]) -> Array:
+        """(parts,) squared error of each part, as its share of the mean over all rows."""
+        whole = self.all
+        if len(self.parts) == 1:
+            return np.array([whole.error(solve(whole))])
+        judged = self.parts[-1:] if whole.size > AFFORDABLE else self.parts
+        found = [p.error(solve(whole.minus(p))) * p.rows for p in judged]
+        return np.array(found) / max(1, sum(p.rows for p in judged))
+
+
+def fold_of(k: int, batches: int) -> int:
+    """Which part batch `k` belongs to."""
+    return k % min(FOLDS, batches)
 
 
 def refit(
@@ -68,125 +119,138 @@ def refit(
     batches: Sequence[Feeds],
     *,
     seed: int = 0,
+    recipe: Recipe = RECIPES["full"],
+    memory: int = 2_000_000_000,
     tell: Callable[[str], None] = lambda text: None,
 ) -> tuple[onnx.ModelProto, tuple[Fitted, ...]]:
-    """A copy of a slim model with its consumers refitted on calibration batches.
+    """A copy of a slim model with its layers refitted on calibration batches.
+
+    Args:
+        memory: bytes that activations may take before they go to disk.
 
     Raises:
         Unreadable: ONNX Runtime can't run one of the models.
     """
-    facts = view.facts
+    from onnxprune.repair.gauss_newton import Pair, improve, pairs_of
+
     model = onnx.ModelProto()
     model.CopyFrom(slim)
-    jobs = []
-    for c in consumers(facts):
-        size = int(view.kept(c.weight, c.axis).sum()) * taps_of(c, facts) + 1
-        if view.kept(c.weight, c.axis).all() or size > LARGEST:
-            continue
-        jobs.append(_Job(c, target(c, view), seed))
-    goals = _goals(view, jobs, batches)
-    names = {s.value: s.name for s in weights}
-    done = []
-    for k, job in enumerate(jobs):
-        tell(f"repairing {k + 1} of {len(jobs)} layers")
-        found = _refit_one(view, model, job, goals[k], batches, names)
-        if found is not None:
-            done.append(found)
+    folder, original = view.facts.model.source.folder, view.facts.model.source.proto
+    layers = jobs_of(view, model, weights, places_per_map(batches), seed)
+    pairs: dict[Job, list[Pair]] = pairs_of(view, model, layers) if recipe.rounds else {}
+    recurrent = recurrent_jobs(view, model, weights, touched(view)) if recipe.weights else ()
+    fitted = [j for j in layers if j.touched]
+    jobs = sorted([*fitted, *recurrent], key=lambda j: j.order)
+    done: list[Fitted] = []
+    if not jobs:
+        return model, ()
+    slim_wanted = [v for j in jobs for v in j.slim_values]
+    slim_wanted += [v for found in pairs.values() for p in found for v in p.values]
+    with Store(memory) as store:
+        was = Stream(original, batches, [v for j in jobs for v in j.original_values], store, folder)
+        now = Stream(model, batches, slim_wanted, store, folder)
+        for k, job in enumerate(jobs):
+            tell(f"repairing {k + 1} of {len(jobs)} layers")
+            was.take(job.original_values)
+            if isinstance(job, RecurrentJob):
+                now.take(job.slim_values)
+                done += _fit_recurrent(job, model, was, now)
+                was.release(job.original_values)
+                now.release(job.slim_values)
+                continue
+            now.take([*job.slim_values, *(v for p in pairs.get(job, ()) for v in p.values)])
+            power, before, fit = _fit(job, model, was, now, recipe)
+            if fit is not None and job in pairs:
+                fit = improve(job, pairs[job], model, was, now, recipe.rounds, fit)
+            if np.isfinite(before):
+                after = before if fit is None else fit.error
+                done.append(Fitted(job.layer.node.label, before / power, after / power))
+            was.release(job.original_values)
+            now.release([*job.slim_values, *(v for p in pairs.get(job, ()) for v in p.values)])
     return model, tuple(done)
 
 
-def _rows(y: np.ndarray, job: _Job) -> np.ndarray:
-    """Rows (n, channels) of a consumer's output or of a term that is added to it."""
-    if job.consumer.is_conv:
-        return at_places(y, job.places(y.shape[2:]))
-    return y.reshape(-1, y.shape[-1])
+def gather(job: Job, was: Stream, now: Stream, inputs: Sequence[Kept] = ()) -> Folds:
+    """Moments of what a layer reads and should give; `inputs` by batch win over what it reads."""
+    parts: list[Moments] = []
+    count = len(now.batches)
+    for k in range(count):
+        x, y = inputs[k].array if inputs else now.get(job.x, k), goal(job, was, now, k)
+        taps, rows = rows_at(job, x, y, k), goal_rows(job, y, k)
+        if not parts:
+            size, outputs, lead = taps.shape[-1] + 1, rows.shape[-1], taps.shape[:-2]
+            parts = [Moments(size, outputs, lead) for _ in range(min(FOLDS, count))]
+        parts[fold_of(k, count)].add(taps, rows)
+    return Folds(tuple(parts))
 
 
-def _goals(view: View, jobs: Sequence[_Job], batches: Sequence[Feeds]) -> list[list[_Goal]]:
-    """Per job and batch: what output and term gave in the original, kept channels only."""
-    facts = view.facts
-    wanted = sorted({v for j in jobs for v in (j.consumer.out, j.target.term) if v})
-    goals: list[list[_Goal]] = [[] for _ in jobs]
-    if not wanted:
-        return goals
-    proto, folder = facts.model.proto, facts.model.source.folder
-    names = [facts.model.in_file(v) for v in wanted]
-    extra = [n for n in names if n not in {o.name for o in proto.graph.output}]
-    with open_session(proto, optimise=True, extra_outputs=extra, folder=folder) as session:
-        for feeds in batches:
-            got = dict(zip(wanted, session.run(feeds, names).values(), strict=True))
-            for goal, job in zip(goals, jobs, strict=True):
-                kept, scale = _outputs(job, view)
-                out = got[job.consumer.out]
-                rows = _rows(out, job)[:, kept]
-                if job.target.term:
-                    rows = rows + _rows(got[job.target.term], job)[:, kept] / scale
-                goal.append((out.shape[2:], rows.astype(np.float32)))
-    return goals
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """What a solve gave: the pull, the errors of parts that it had not seen, the weights."""
+
+    share: float
+    errors: Array
+    weights: Array
+
+    @property
+    def error(self) -> float:
+        return float(self.errors.sum())
+
+    @property
+    def is_finite(self) -> bool:
+        return bool(np.isfinite(self.errors).all() and np.isfinite(self.weights).all())
 
 
-def _outputs(job: _Job, view: View) -> tuple[np.ndarray, np.ndarray]:
-    """Kept output channels, and what stands between the output and the sum, per kept channel."""
-    out = job.consumer.out
-    axis = 1 if job.consumer.is_conv else len(view.facts.axes[out]) - 1
-    kept = view.kept(out, axis)
-    scale = job.target.scale
-    return kept, np.ones(int(kept.sum())) if scale is None else scale[kept]
+def best_fit(folds: Folds, w0: Array, *, free: bool, shares: Sequence[float] = SHARES) -> Fit:
+    """The pull with the least error on samples not seen; its weights are of all samples."""
+    errors = {
+        s: folds.errors(lambda m, s=s: ridge(m, w0, s, free_bias=free))  # type: ignore[misc]
+        for s in shares
+    }
+    share = min(shares, key=lambda s: errors[s].sum())
+    return Fit(share, errors[share], ridge(folds.all, w0, share, free_bias=free))
 
 
-def _refit_one(
-    view: View, model: onnx.ModelProto, job: _Job, goal: Sequence[_Goal],
-    batches: Sequence[Feeds], names: Mapping[str, str],
-) -> Fitted | None:  # fmt: skip
-    """Solve for one consumer and write its weights into the model; None if nothing was gained."""
-    c, facts = job.consumer, view.facts
-    node = _node_of(model, facts.model.in_file(c.out))
-    store, folder = stored(model), facts.model.source.folder
-    name = names.get(c.weight, facts.model.in_file(c.weight))
-    if node is None or name not in store or readers(model, name) != 1:
-        return None  # what several nodes read can't be fitted to one of them
-    weight = read_tensor(store[name], folder)
-    w0, bias = read_matrix(weight, c), read_bias(node, c, store, folder)
-    if bias is None:
-        return None
-    free = bias_is_free(model, node, c, store)
-    start = np.concatenate([w0, bias[None, :]]).astype(np.float64)
-    fit = Moments(len(start), start.shape[1])
-    test = Moments(len(start), start.shape[1])
-    scale = _outputs(job, view)[1]
-    term = facts.model.in_file(job.target.term) if job.target.term else ""
-    wanted = [node.input[0], *([term] if term else [])]
-    with open_session(cone(model, wanted), optimise=True, folder=folder) as session:
-        for k, feeds in enumerate(batches):
-            given = {i.name: feeds[i.name] for i in session.inputs}
-            got = session.run(given, wanted)
-            x = got[node.input[0]]
-            size, rows = goal[k]
-            if term:
-                rows = rows - _rows(got[term], job) / scale
-            taps = (
-                conv_taps(x, c.node, weight.shape[2:], job.places(size))
-                if c.is_conv
-                else x.reshape(-1, x.shape[-1])
-            )
-            held = (len(batches) > 1 and k % HELD_OUT == HELD_OUT - 1) or (
-                1 < len(batches) < HELD_OUT and k == len(batches) - 1
-            )
-            (test if held else fit).add(taps.astype(np.float32), rows)
-    judge = test if test.rows else fit
-    if not (np.isfinite(fit.g).all() and np.isfinite(fit.r).all()):
-        return None
-    found = [ridge(fit, start, share, free_bias=free) for share in SHARES]
-    best = min(found, key=judge.error)
-    before, after = judge.error(start), judge.error(best)
-    power = max(judge.t / max(1, judge.rows), 1e-30)
-    if not np.isfinite(best).all() or not after < before:
-        return Fitted(c.node.label, before / power, before / power)
-    write_matrix(model, node, store[name], best, c, weight.shape)
-    if free:
-        write_bias(model, node, c, best[-1].astype(weight.dtype))
-    return Fitted(c.node.label, before / power, after / power)
+def _fit_recurrent(
+    job: RecurrentJob, model: onnx.ModelProto, was: Stream, now: Stream
+) -> list[Fitted]:
+    """Refit the gates of a recurrent layer; what was done, a line for all of them."""
+    have = weights_of(job, model, now.folder)
+    count = len(now.batches)
+    places = [fold_of(k, count) for k in range(count)]
+    power, before, after = 1e-30, 0.0, 0.0
+    for d in range(len(job.reversed)):
+        for part in parts_of(job):
+            folds = Folds(moments_of(job, part, d, was, now, places))
+            if not folds.all.finite:
+                continue
+            w0 = start_of(job, part, d, have)
+            old, fit = folds.all.error(w0), best_fit(folds, w0, free=bool(job.names[2]))
+            if fit.is_finite and fit.error < old:
+                put(job, part, d, fit.weights, have)
+            power += folds.power
+            before, after = before + old, after + min(old, fit.error)
+    store_weights(job, model, have)
+    return [Fitted(job.label, before / power, after / power)]
 
 
-def _node_of(model: onnx.ModelProto, output: str) -> onnx.NodeProto | None:
-    return next((n for n in model.graph.node if output in n.output), None)
+def _fit(
+    job: Job, model: onnx.ModelProto, was: Stream, now: Stream, recipe: Recipe
+) -> tuple[float, float, Fit | None]:
+    """Refit one layer: its target's power, its error before, and what was fitted and kept."""
+    folds, w0 = gather(job, was, now), start(job, model, now.folder)
+    if not folds.all.finite:
+        return folds.power, np.nan, None
+    before, free = folds.all.error(w0), free_bias(job, model)
+    plenty = folds.all.rows >= PLENTY * folds.all.size
+    if recipe.weights and (job.cut or plenty):
+        fit = best_fit(folds, w0, free=free)
+    elif free and not recipe.weights:
+        errors = folds.errors(lambda m: bias_only(m, w0))
+        fit = Fit(1.0, errors, bias_only(folds.all, w0))
+    else:
+        return folds.power, before, None
+    if not fit.is_finite or not fit.error < before:
+        return folds.power, before, None
+    write(job, model, fit.weights)
+    return folds.power, before, fit

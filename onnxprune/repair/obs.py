@@ -1,44 +1,72 @@
 """Block OBS: what is lost when a channel goes and all that stay make up for it.
 
-For a consumer with inputs u, weights W and H = (E[u u'] + ridge)^-1, removing the rows P of a
-channel (its taps as one block) and refitting the rest costs
+For a layer with inputs u, weights W and H = (E[u u'] + ridge)^-1, removing the rows P of a channel
+(its taps as one block) and refitting the rest costs
 
     tr(W_P' (H_PP)^-1 W_P),
 
 after which W -= H_:P H_PP^-1 W_P and H -= H_:P H_PP^-1 H_P: . Channels go greedily, the cheapest
-first; a group's cost is summed over all its consumers, each relative to the power of its output.
+first; a group's cost is summed over all its consumers, each relative to the energy of what its
+output ends in: the sum behind it, after the activation. That makes losses comparable across groups.
 (Hassibi & Stork 1993; Frantar & Alistarh 2022, "Optimal Brain Compression"; OSSCAR, ZipLM.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 
+from onnxprune.axes.rules import ELEMENTWISE
 from onnxprune.axes.solve import Group, Solution
-from onnxprune.repair.consumers import Consumer, consumers, taps_of
-from onnxprune.repair.linear import HELD_OUT, LARGEST, PLACES, Feeds
+from onnxprune.axes.view import View
+from onnxprune.repair.consumers import Consumer, Target, layers, taps_of, target
+from onnxprune.repair.jobs import LARGEST
 from onnxprune.repair.moments import Moments
 from onnxprune.repair.rewrite import read_matrix
-from onnxprune.repair.taps import at_places, conv_taps, draw_places
+from onnxprune.repair.stream import Feeds
+from onnxprune.repair.taps import (
+    at_places,
+    draw_places,
+    groups_of,
+    in_groups,
+    places_per_map,
+    rows_read,
+)
 from onnxprune.runtime.session import open_session
 
 Array = NDArray[np.float64]
 _RIDGE = 1e-2
+_STEPS = 96
+"""Rounds in which a group's channels go; a large group loses several at a time."""
 
 
 @dataclass(eq=False)
 class _Layer:
-    """A consumer's inverse moments and refitted weights, downdated as channels go."""
+    """A layer's inverse moments and refitted weights, downdated as channels go."""
 
     h: Array
     w: Array
     share: float
-    """1 / the power of its output."""
+    """1 / the energy of what its output ends in."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """A layer that reads channels of prunable groups."""
+
+    layer: Consumer
+    target: Target
+    energy: str
+    """The value whose energy its losses are relative to."""
+    groups: int
+
+    @property
+    def values(self) -> list[str]:
+        return [self.layer.pooled or self.layer.data, self.layer.out, self.energy]
 
 
 def obs_scores(
@@ -48,81 +76,171 @@ def obs_scores(
     most: float,
     seed: int = 0,
     tell: Callable[[str], None] = lambda text: None,
+    memory: int = 2_000_000_000,
 ) -> dict[int, Array]:
     """(channels,) scores by group id: the loss at which each channel goes, never falling.
 
-    Groups without a consumer that can be followed have no entry. Channels beyond the share `most`
-    are not ordered against each other: they stay longest.
+    Groups without a layer that can be followed have no entry. Channels beyond the share `most`
+    are not ordered against each other: they stay longest. `memory` bounds the moments, in bytes:
+    beyond it the samples are run again.
     """
     facts = solution.facts
-    found = [c for c in consumers(facts) if _columns(c, solution) <= LARGEST]
+    channel_of = {int(r): (g.id, k) for g in groups for k, r in enumerate(g.roots)}
+    places: dict[Consumer, dict[int, NDArray[np.int64]]] = {}
+    found = []
+    for r in _reads(solution):
+        roots = solution.root[facts.axes[r.layer.data][_axis(r.layer, solution)]]
+        owners = [channel_of.get(int(x), (-1, -1)) for x in roots]
+        places[r.layer] = {
+            owner: np.array([k if o == owner else -1 for o, k in owners])
+            for owner in sorted({o for o, _ in owners} - {-1})
+        }
+        if places[r.layer]:
+            found.append(r)
+    parts: dict[int, list[tuple[_Layer, NDArray[np.int64]]]] = {g.id: [] for g in groups}
     tell("looking at what each layer reads")
-    stats = _statistics(solution, found, batches, seed)
-    found = [c for c in found if np.isfinite(stats[c].g).all() and np.isfinite(stats[c].r).all()]
+    for reads in _passes(found, solution, memory):
+        stats = _statistics(solution, reads, batches, seed)
+        for r in reads:
+            m, energy = stats[r]
+            if m.finite and np.isfinite(energy):
+                taps = taps_of(r.layer, facts)
+                for k, layer in enumerate(_layers(r, m, energy, solution)):
+                    for owner, of in places[r.layer].items():
+                        mine = of.reshape(r.groups, -1)[k]
+                        if (mine >= 0).any():
+                            own = _own(layer, places[r.layer])
+                            parts[owner].append((own, np.repeat(mine, taps)))
     out: dict[int, Array] = {}
     for g in groups:
-        parts = []
-        for c in found:
-            roots = solution.root[facts.axes[c.weight][c.axis]]
-            channel = {int(r): k for k, r in enumerate(g.roots)}
-            of = np.array([channel.get(int(r), -1) for r in roots])
-            if (of >= 0).any():
-                parts.append((_layer(c, stats[c], solution), np.repeat(of, taps_of(c, facts))))
-        if parts:
+        if parts[g.id]:
             tell(f"ranking {g.name}")
-            out[g.id] = _greedy(parts, g.size, int(np.ceil(g.size * most)))
+            out[g.id] = _greedy(parts.pop(g.id), g.size, int(np.ceil(g.size * most)))
     return out
 
 
-def _columns(c: Consumer, s: Solution) -> int:
-    return int(s.facts.trace.shapes[c.weight][c.axis]) * taps_of(c, s.facts) + 1
+def _own(layer: _Layer, shared: dict[int, NDArray[np.int64]]) -> _Layer:
+    """A layer that one group may downdate: a copy where several groups are read by it."""
+    if len(shared) == 1:
+        return layer
+    return _Layer(layer.h.copy(), layer.w.copy(), layer.share)
+
+
+def _reads(s: Solution) -> list[_Read]:
+    """Layers that contract channels, and are small enough to solve for."""
+    view, found = View.of(s, (), {}), []
+    for c in layers(s.facts):
+        shape = s.facts.trace.shapes
+        inputs = shape[c.data][_axis(c, s)]
+        groups = groups_of(inputs, c, shape[c.weight]) if c.is_conv else 1
+        size = inputs // groups * taps_of(c, s.facts) + 1
+        if size <= LARGEST and inputs > groups:  # a depthwise layer contracts nothing
+            t = target(c, view)
+            found.append(_Read(c, t, _end(t.end, s), groups))
+    return found
+
+
+def _axis(c: Consumer, s: Solution) -> int:
+    return 1 if c.is_conv else len(s.facts.axes[c.data]) - 1
+
+
+def _end(value: str, s: Solution) -> str:
+    """Follow a value through activations that alone read it."""
+    model = s.facts.model
+    while True:
+        users = model.uses.get(value, [])
+        if len(users) != 1 or value in model.graph.outputs:
+            return value
+        node = users[0][0]
+        plain = (node.domain, node.op) in ELEMENTWISE and len(node.inputs) == 1
+        if not plain or node.site.path:
+            return value
+        value = node.outputs[0]
+
+
+def _passes(found: Sequence[_Read], s: Solution, memory: int) -> Iterator[list[_Read]]:
+    """Layers in runs whose moments fit into memory together."""
+    mine: list[_Read] = []
+    used = 0
+    for r in found:
+        inputs = s.facts.trace.shapes[r.layer.data][_axis(r.layer, s)] // r.groups
+        need = 8 * r.groups * (inputs * taps_of(r.layer, s.facts) + 1) ** 2 * 2
+        if mine and used + need > memory:
+            yield mine
+            mine, used = [], 0
+        mine.append(r)
+        used += need
+    if mine:
+        yield mine
 
 
 def _statistics(
-    s: Solution, found: Sequence[Consumer], batches: Sequence[Feeds], seed: int
-) -> dict[Consumer, Moments]:
-    """Moments of every consumer's input and output in the original, in one pass."""
+    s: Solution, found: Sequence[_Read], batches: Sequence[Feeds], seed: int
+) -> dict[_Read, tuple[Moments, float]]:
+    """Moments of each layer's input and output in the original, and the energy (summed over
+    channels) of what its output ends in, in one pass.
+    """
     facts, model = s.facts, s.facts.model
-    stats: dict[Consumer, Moments] = {}
-    for c in found:
-        shape = facts.trace.shapes[c.weight]
-        stats[c] = Moments(_columns(c, s), shape[0] if c.is_conv or c.axis == 1 else shape[1])
-    values = sorted({v for c in found for v in (c.data, c.out)})
+    stats: dict[_Read, Moments] = {}
+    energy = dict.fromkeys(found, 0.0)
+    count = places_per_map(batches)
+    weights = {
+        r: read_matrix(model.array(model.constants[r.layer.weight]), r.layer)
+        for r in found if r.layer.pooled
+    }  # fmt: skip
+    values = sorted({v for r in found for v in r.values})
     names = [model.in_file(v) for v in values]
     inputs = {i.name for i in model.proto.graph.input}
     outputs = {o.name for o in model.proto.graph.output}
-    asked = [n for n in names if n not in inputs]
+    asked = [n for n in dict.fromkeys(names) if n not in inputs]
     extra = [n for n in asked if n not in outputs]
     with open_session(
         model.proto, optimise=True, extra_outputs=extra, folder=model.source.folder
     ) as session:
         for k, feeds in enumerate(batches):
-            if len(batches) > 1 and k % HELD_OUT == HELD_OUT - 1:
-                continue
             got = {**feeds, **session.run(feeds, asked)}
-            for c, m in stats.items():
-                x, y = got[model.in_file(c.data)], got[model.in_file(c.out)]
+            for r in found:
+                c, shape = r.layer, facts.trace.shapes[r.layer.weight]
+                x, y = got[model.in_file(c.pooled or c.data)], got[model.in_file(c.out)]
+                end = got[model.in_file(r.energy)]
+                places: list[NDArray[np.int64]] = []
+                rows = y.reshape(-1, y.shape[-1])
+                if c.pooled:
+                    rows = np.moveaxis(x, 1, -1).reshape(-1, x.shape[1]) @ weights[r]
                 if c.is_conv:
-                    kernel = facts.trace.shapes[c.weight][2:]
-                    rng = np.random.default_rng([seed, c.order])
-                    places = draw_places(y.shape[2:], PLACES, rng)
-                    m.add(conv_taps(x, c.node, kernel, places), at_places(y, places))
-                else:
-                    m.add(x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]))
-    return stats
+                    rng = np.random.default_rng([seed, c.order, k])
+                    places = draw_places(y.shape, count, rng)
+                    rows = at_places(y, places)
+                taps, rows = rows_read(x, c, shape, places), in_groups(rows, r.groups)
+                if r not in stats:
+                    lead, size = taps.shape[:-2], taps.shape[-1] + 1
+                    stats[r] = Moments(size, rows.shape[-1], lead)
+                stats[r].add(taps, rows)
+                channels = y.shape[1] if c.is_conv else y.shape[-1]
+                energy[r] += (
+                    float(np.mean(np.square(end, dtype=np.float64)))
+                    * channels
+                    * len(rows if rows.ndim == 2 else rows[0])
+                )
+    return {r: (stats[r], energy[r] / max(1, stats[r].rows)) for r in found}
 
 
-def _layer(c: Consumer, m: Moments, s: Solution) -> _Layer:
-    model = s.facts.model
-    weight = model.array(model.constants[c.weight]).astype(np.float64)
-    w0 = read_matrix(weight, c)
+def _layers(r: _Read, m: Moments, energy: float, s: Solution) -> Iterator[_Layer]:
+    """The layer, one for each of its groups, in the units of what its output ends in."""
+    facts, c = s.facts, r.layer
+    weight = facts.model.array(facts.model.constants[c.weight]).astype(np.float64)
+    w0 = read_matrix(weight, c, r.groups).reshape(r.groups, -1, m.outputs)
+    scale = np.ones(r.groups * m.outputs) if r.target.scale is None else r.target.scale
     rows = max(1, m.rows)
-    g, r = m.g / rows, m.r / rows
-    hold = np.full(m.size, _RIDGE * np.trace(g[:-1, :-1]) / max(1, m.size - 1) + 1e-12)
-    hold[-1] = 1e-10
-    h = cho_solve(cho_factor(g + np.diag(hold)), np.eye(m.size))
-    start = np.concatenate([w0, np.zeros((1, w0.shape[1]))])
-    return _Layer(h, h @ (r + hold[:, None] * start), 1.0 / max(m.t / rows, 1e-30))
+    for k in range(r.groups):
+        g = (m.g if r.groups == 1 else m.g[k]) / rows
+        t = (m.r if r.groups == 1 else m.r[k]) / rows
+        hold = np.full(m.size, _RIDGE * np.trace(g[:-1, :-1]) / max(1, m.size - 1) + 1e-12)
+        hold[-1] = 1e-10
+        h = cho_solve(cho_factor(g + np.diag(hold)), np.eye(m.size))
+        start = np.concatenate([w0[k], np.zeros((1, m.outputs))])
+        w = h @ (t + hold[:, None] * start)
+        yield _Layer(h, w * scale.reshape(r.groups, -1)[k], 1.0 / max(energy, 1e-30))
 
 
 def _greedy(parts: Sequence[tuple[_Layer, NDArray[np.int64]]], size: int, count: int) -> Array:
@@ -130,18 +248,20 @@ def _greedy(parts: Sequence[tuple[_Layer, NDArray[np.int64]]], size: int, count:
     scores = np.full(size, np.inf)
     alive = np.ones(size, bool)
     rows = [[np.nonzero(of == j)[0] for j in range(size)] for _, of in parts]
-    worst = 0.0
-    for step in range(min(count, size - 1)):
+    worst, gone, count = 0.0, 0, min(count, size - 1)
+    while gone < count:
         costs = np.zeros(size)
         for (layer, _), mine in zip(parts, rows, strict=True):
             costs += layer.share * _costs(layer, mine, alive)
         costs[~alive] = np.inf
-        j = int(np.argmin(costs))
-        worst = max(worst, float(costs[j]))
-        scores[j] = worst + step * 1e-12  # in the order in which they go
-        alive[j] = False
-        for (layer, _), mine in zip(parts, rows, strict=True):
-            _remove(layer, mine[j])
+        some = max(1, min(count - gone, size // _STEPS))
+        for j in np.argsort(costs, kind="stable")[:some].tolist():
+            worst = max(worst, float(costs[j]))
+            scores[j] = worst + gone * 1e-12  # in the order in which they go
+            alive[j] = False
+            gone += 1
+            for (layer, _), mine in zip(parts, rows, strict=True):
+                _remove(layer, mine[j])
     rest = ~np.isfinite(scores)
     if rest.any():
         scores[rest] = worst * 2 + 1

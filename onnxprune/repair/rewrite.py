@@ -14,24 +14,59 @@ from onnxprune.repair.cone import readers, stored
 from onnxprune.repair.consumers import Consumer
 
 
-def read_matrix(weight: np.ndarray, c: Consumer) -> np.ndarray:
-    """(inputs x taps, outputs) as `conv_taps` lays out its columns."""
-    if c.is_conv:
-        return weight.reshape(len(weight), -1).T
-    return weight.T if c.axis == 1 else weight
+def read_matrix(weight: np.ndarray, c: Consumer, groups: int = 1) -> np.ndarray:
+    """(*lead, inputs x taps, outputs) as `taps.rows_read` lays out its columns."""
+    if not c.is_conv:
+        return weight.T if c.axis == 1 else weight
+    if c.node.op == "Conv":
+        w = weight.reshape(groups, len(weight) // groups, -1).transpose(0, 2, 1)
+    else:  # (inputs, outputs of a group, ...), the kernel turned round
+        turned = np.flip(weight, tuple(range(2, weight.ndim)))
+        by_input = turned.reshape(len(weight), weight.shape[1], -1).transpose(0, 2, 1)
+        w = by_input.reshape(groups, -1, weight.shape[1])
+    return w[0] if groups == 1 else w
+
+
+def write_array(w: np.ndarray, c: Consumer, shape: Sequence[int]) -> np.ndarray:
+    """The weight, of this shape, from the rows of `read_matrix`."""
+    if not c.is_conv:
+        return w.T if c.axis == 1 else w
+    if c.node.op == "Conv":
+        return np.swapaxes(w, -1, -2).reshape(shape)
+    w = w[None] if w.ndim == 2 else w
+    groups = len(w)
+    taps = int(np.prod(shape[2:]))
+    turned = w.reshape(groups, shape[0] // groups, taps, shape[1]).transpose(0, 1, 3, 2)
+    return np.flip(turned.reshape(shape), tuple(range(2, len(shape))))
+
+
+def bias_node(model: onnx.ModelProto, c: Consumer) -> onnx.NodeProto | None:
+    """The node of a model that adds a layer's bias."""
+    name = (c.add or c.node).outputs[0] if c.add is not None else c.node.outputs[0]
+    return next((n for n in model.graph.node if name in n.output), None)
 
 
 def read_bias(
     node: onnx.NodeProto, c: Consumer, store: Mapping[str, TensorProto], folder: Path | None
 ) -> np.ndarray | None:
-    """The bias that a consumer has, or zeros; None where it isn't stored, or differs by row."""
-    outputs = store[node.input[1]].dims[1 if c.axis == 0 else 0]
+    """The bias that a layer has, or zeros; None where it isn't stored, or differs by row.
+
+    `node` is the one that adds it.
+    """
     name = _name(node, c)
     if not name:
-        return np.zeros(outputs, np.float32)
+        return None if c.add is not None else np.zeros(_outputs(node, c, store), np.float32)
     if name not in store or any(d != 1 for d in store[name].dims[:-1]):
         return None
-    return np.broadcast_to(read_tensor(store[name], folder).ravel(), (outputs,))
+    values = read_tensor(store[name], folder).ravel()
+    return values if c.add is not None else np.broadcast_to(values, (_outputs(node, c, store),))
+
+
+def _outputs(node: onnx.NodeProto, c: Consumer, store: Mapping[str, TensorProto]) -> int:
+    dims = store[node.input[1]].dims
+    if c.node.op == "ConvTranspose":
+        return int(dims[1]) * c.groups
+    return int(dims[1 if c.axis == 0 else 0])
 
 
 def _name(node: onnx.NodeProto, c: Consumer) -> str:
@@ -43,9 +78,10 @@ def bias_is_free(
 ) -> bool:
     """Whether the bias can be written: there is none yet, or it is this node's own vector."""
     name = _name(node, c)
-    outputs = store[node.input[1]].dims[1 if c.axis == 0 else 0]
-    own = bool(name) and readers(model, name) == 1 and store[name].dims[-1:] == [outputs]
-    return c.bias is not None and (not name or own)
+    if not name:
+        return c.bias is not None and c.add is None
+    wide = c.add is not None or store[name].dims[-1:] == [_outputs(node, c, store)]
+    return readers(model, name) == 1 and wide
 
 
 def write_matrix(
@@ -54,8 +90,8 @@ def write_matrix(
 ) -> None:  # fmt: skip
     """Store the rows of `w` but its last, the bias."""
     dtype = helper.tensor_dtype_to_np_dtype(old.data_type)
-    new = w[:-1].T if c.is_conv or c.axis == 1 else w[:-1]
-    old.CopyFrom(write_tensor(old, np.ascontiguousarray(new.reshape(shape).astype(dtype))))
+    new = write_array(w[..., :-1, :], c, shape)
+    old.CopyFrom(write_tensor(old, np.ascontiguousarray(new.astype(dtype))))
 
 
 def write_bias(

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxprune.errors import Unreadable, UsageError
 from onnxprune.runtime.session import Port
@@ -58,24 +59,68 @@ def _draw(
     return rng.standard_normal(shape, np.float32).astype(dtype)
 
 
-def load_feeds(path: Path, inputs: Sequence[Port], *, batch: int = 32) -> Iterator[Feeds]:
+def load_feeds(
+    path: Path, inputs: Sequence[Port], *, batch: int = 32, samples: int | None = None
+) -> Iterator[Feeds]:
     """Batches from a `.npz` (arrays by input name), a `.npy` (one input), or a folder of them.
 
     Where all arrays have as many samples (axis 0) they are cut into batches of the size that the
     model asks for, or of at most `batch`; a rest too small for a fixed size is dropped. A sample
-    without batch axis gets one. Other arrays of a `.npz`, such as labels, are ignored. Raises
-    Unreadable for what is missing, misshapen, of another kind of type, or not finite.
+    without batch axis gets one. Other arrays of a `.npz`, such as labels, are ignored. Of more
+    than `samples`, so many are taken from all over (see `spread`). Raises Unreadable for what is
+    missing, misshapen, of another kind of type, or not finite.
     """
     files = [path]
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix in (".npz", ".npy"))
     if not files:
         raise Unreadable("no samples", where=str(path), why="the folder has no .npz or .npy file")
-    for file in files:
-        arrays = _read(file, inputs)
-        feeds = {port.name: _fit(arrays[port.name], port, file) for port in inputs}
-        _check_symbols(feeds, inputs, file)
+    chosen: Mapping[Path, NDArray[np.int64] | None] = dict.fromkeys(files)
+    if samples is not None:
+        chosen = _chosen(files, inputs, samples)
+    for file, rows in chosen.items():
+        feeds = _checked(file, inputs)
+        if rows is not None:
+            feeds = {name: array[rows] for name, array in feeds.items()}
         yield from _batches(feeds, inputs, batch, file)
+
+
+def spread(count: int, samples: int) -> NDArray[np.int64]:
+    """`samples` of `count` indices, from all over, and so is each beginning of them.
+
+    Files are often sorted by class: the first ones would be of one. All of them keep their order.
+    """
+    if samples >= count:
+        return np.arange(count)
+    golden = (5**0.5 - 1) / 2  # its multiples fill [0, 1) more evenly than any other's
+    return np.argsort(np.arange(count) * golden % 1, kind="stable")[:samples]
+
+
+def _chosen(
+    files: Sequence[Path], inputs: Sequence[Port], samples: int
+) -> dict[Path, NDArray[np.int64] | None]:
+    """The rows to take of each file that any are taken of; None for all that it has."""
+    counts = [_samples(_checked(file, inputs), inputs) for file in files]
+    step = 1 if None in counts else _fixed_batch(inputs) or 1
+    sizes = [1 if count is None else count // step for count in counts]
+    if sum(sizes) * step <= samples:
+        return dict.fromkeys(files)
+    starts = np.cumsum([0, *sizes])
+    units = spread(sum(sizes), max(1, samples // step))
+    owner = np.searchsorted(starts, units, side="right") - 1
+    out: dict[Path, NDArray[np.int64] | None] = {}
+    for k in dict.fromkeys(owner.tolist()):
+        first = (units[owner == k] - starts[k]) * step
+        out[files[k]] = None if counts[k] is None else (first[:, None] + np.arange(step)).ravel()
+    return out
+
+
+def _checked(file: Path, inputs: Sequence[Port]) -> Feeds:
+    """The arrays of one file, as the model takes them."""
+    arrays = _read(file, inputs)
+    feeds = {port.name: _fit(arrays[port.name], port, file) for port in inputs}
+    _check_symbols(feeds, inputs, file)
+    return feeds
 
 
 def _read(file: Path, inputs: Sequence[Port]) -> Feeds:
@@ -155,12 +200,27 @@ def _check_symbols(feeds: Feeds, inputs: Sequence[Port], file: Path) -> None:
                 raise Unreadable("arrays that do not fit together", where=str(file), why=why)
 
 
-def _batches(feeds: Feeds, inputs: Sequence[Port], batch: int, file: Path) -> Iterator[Feeds]:
+def _fixed_batch(inputs: Sequence[Port]) -> int | None:
+    """The batch size that the model asks for; None where it asks for none, or for several."""
+    fixed = {port.shape[0] for port in inputs if port.shape and not _is_open(port.shape[0])}
+    size = next(iter(fixed)) if len(fixed) == 1 else None
+    return size if isinstance(size, int) else None
+
+
+def _samples(feeds: Feeds, inputs: Sequence[Port]) -> int | None:
+    """How many samples arrays have; None where they can't be cut into samples."""
     fixed = {port.shape[0] for port in inputs if port.shape and not _is_open(port.shape[0])}
     counts = {array.shape[:1] for array in feeds.values()}
-    if len(counts) == 1 and () not in counts and len(fixed) <= 1:
-        step = next((size for size in fixed if isinstance(size, int)), batch)
-        ((count,),) = counts
+    if len(counts) != 1 or () in counts or len(fixed) > 1:
+        return None
+    ((count,),) = counts
+    return int(count)
+
+
+def _batches(feeds: Feeds, inputs: Sequence[Port], batch: int, file: Path) -> Iterator[Feeds]:
+    count, fixed = _samples(feeds, inputs), _fixed_batch(inputs)
+    if count is not None:
+        step = fixed or batch
         if not count or (fixed and count < step):
             why = f"{count} where the model takes {step} at a time"
             raise Unreadable("too few samples", where=str(file), why=why)
