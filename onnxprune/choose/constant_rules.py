@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 from onnx import helper
-from onnx.reference import ReferenceEvaluator
 
 from onnxprune.axes.rules import ELEMENTWISE
 from onnxprune.graph.model import Node
@@ -62,6 +61,8 @@ def _cast(node: Node, c: ConstantChannels) -> Found:
 
 def _elementwise(node: Node, c: ConstantChannels) -> Found:
     """Evaluate the operator on the constants, a channel an entry."""
+    from onnx.reference import ReferenceEvaluator  # late: it loads every operator
+
     picks = ELEMENTWISE["", node.op]
     data = [k for k, i in enumerate(node.inputs) if i and (picks is None or k in picks)]
     operands = [node.inputs[k] for k in data]

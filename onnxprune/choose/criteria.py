@@ -1,22 +1,27 @@
 """What a channel is worth: one short function a criterion, in one registry.
 
-A criterion sees a weight as (channels, rest) and gives a number per channel, or sees a whole group
-(where other things than single weights decide: batch norm, chance, later statistics of data).
+A criterion sees a weight as (channels, rest) and gives a number per channel; or a weight and the
+statistics of what it is multiplied with, from calibration data or from batch norms; or a whole
+group (where other things than single weights decide: norm scales, chance).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.axes.facts import Facts
-from onnxprune.axes.solve import Group, Member
-from onnxprune.choose.rows import Rows, holds_weights, rows
+from onnxprune.axes.solve import Group, Member, Solution
+from onnxprune.choose.reads import Inputs, Moments
+from onnxprune.choose.rows import Rows, holds_weights, rows, rows_along
 from onnxprune.cost.parameters import MOVERS
+from onnxprune.errors import UsageError
 from onnxprune.graph.model import Node
+from onnxprune.runtime.feeds import Feeds
 
 Values = NDArray[np.float64]
 """(channels,) the lower, the sooner it goes; 1 is a group's average."""
@@ -28,6 +33,8 @@ class Context:
 
     facts: Facts
     seed: int = 0
+    inputs: Inputs | None = None
+    """What consumers read (see `inputs_for`), for the criteria that need it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +46,21 @@ class Missing:
 
 GroupCriterion = Callable[[Group, Context], Values | Missing]
 MemberCriterion = Callable[[Rows], NDArray[np.floating]]
+InputCriterion = Callable[[Rows, Moments], NDArray[np.floating]]
+Needs = Literal["weights", "norms", "data"]
 
-CRITERIA: dict[str, GroupCriterion] = {}
+
+@dataclass(frozen=True, eq=False)
+class Criterion:
+    """A way of ranking, and what it must be given: nothing but the file's weights, statistics
+    that follow from its norms, or calibration data.
+    """
+
+    score: GroupCriterion
+    needs: Needs = "weights"
+
+
+CRITERIA: dict[str, Criterion] = {}
 """Every criterion by the name that the command line knows."""
 
 
@@ -48,7 +68,7 @@ def group_criterion(name: str) -> Callable[[GroupCriterion], GroupCriterion]:
     """Register a criterion that sees a whole group."""
 
     def register(function: GroupCriterion) -> GroupCriterion:
-        CRITERIA[name] = function
+        CRITERIA[name] = Criterion(function)
         return function
 
     return register
@@ -58,10 +78,66 @@ def criterion(name: str) -> Callable[[MemberCriterion], MemberCriterion]:
     """Register a criterion that sees one weight; a group's score is the mean over its members."""
 
     def register(function: MemberCriterion) -> MemberCriterion:
-        CRITERIA[name] = lambda group, context: over_members(function, group, context.facts)
+        CRITERIA[name] = Criterion(lambda g, context: over_members(function, g, context.facts))
         return function
 
     return register
+
+
+def input_criterion(name: str) -> Callable[[InputCriterion], InputCriterion]:
+    """Register a criterion that sees a consumer's weight and what it reads: as `name` with
+    statistics of calibration data, and as `bn-name` with those that batch norms promise.
+
+    It gives a number per index of the contracted axis. A channel has the sum over its indices, and
+    a group's score is the mean over its consumers, each divided by its own mean.
+    """
+
+    def register(function: InputCriterion) -> InputCriterion:
+        def score(group: Group, context: Context) -> Values | Missing:
+            return over_inputs(function, group, context)
+
+        CRITERIA[name] = Criterion(score, "data")
+        CRITERIA[f"bn-{name}"] = Criterion(score, "norms")
+        return function
+
+    return register
+
+
+def inputs_for(
+    name: str,
+    solution: Solution,
+    groups: Sequence[Group],
+    calib: Sequence[Feeds] | None,
+    provider: str = "cpu",
+) -> Inputs | None:
+    """What `Context.inputs` must be for a criterion; None where it needs nothing.
+
+    `provider` is where calibration batches are run.
+
+    Raises:
+        UsageError: it needs calibration data and there is none.
+        Unreadable: ONNX Runtime can't run the model on a batch.
+    """
+    needs = CRITERIA[name].needs if name in CRITERIA else "weights"
+    if needs == "norms":
+        from onnxprune.choose.gaussian import expected
+
+        return expected(solution, groups)
+    if needs == "data":
+        from onnxprune.choose.activity import measured
+
+        if not calib:
+            raise no_data(name)
+        return measured(solution, groups, calib, provider=provider)
+    return None
+
+
+def no_data(name: str) -> UsageError:
+    """The error for a criterion that can't do without calibration data."""
+    return UsageError(
+        f"--criterion {name} needs calibration data",
+        hint=f"--calib samples.npz, or --criterion bn-{name}, which asks the batch norms",
+    )
 
 
 def over_members(function: MemberCriterion, group: Group, facts: Facts) -> Values:
@@ -78,6 +154,23 @@ def over_members(function: MemberCriterion, group: Group, facts: Facts) -> Value
             total += value / mean
             count += 1
     return total / count if count else np.ones(group.size)
+
+
+def over_inputs(function: InputCriterion, group: Group, context: Context) -> Values | Missing:
+    """Mean over the consumers of a group, each divided by its own mean."""
+    total, count = np.zeros(group.size), 0
+    for read, moments in (context.inputs or {}).get(group.id, ()):
+        weight = rows_along(read.weight, read.weight_axis, context.facts)
+        mine = read.channel >= 0
+        each = np.asarray(function(weight, moments), np.float64)[mine]
+        value = np.bincount(read.channel[mine], each, group.size)
+        mean = value.mean()
+        if np.isfinite(mean) and mean > 0:
+            total += value / mean
+            count += 1
+    if not count:
+        return Missing("what its consumers read is not known")
+    return total / count
 
 
 def scored_members(group: Group, facts: Facts) -> list[Member]:
@@ -116,6 +209,25 @@ def geometric_median(w: Rows) -> NDArray[np.floating]:
     distance = square[:, None] + square[None, :] - 2 * gram
     np.fill_diagonal(distance, 0)
     return np.asarray(np.sqrt(np.maximum(distance, 0)).sum(axis=1))
+
+
+@input_criterion("energy")
+def energy(w: Rows, x: Moments) -> NDArray[np.floating]:
+    """What the channel adds to the variance of its consumers: Var(x) ||w||^2.
+
+    A channel that hardly varies can be replaced by its mean, however large its weights are
+    (Polyak & Wolf 2015; with the consumer's norm, FLAP: An et al. 2024, arXiv 2312.11983).
+    """
+    return np.asarray(x.variance * np.einsum("cr,cr->c", w, w))
+
+
+@input_criterion("wanda")
+def wanda(w: Rows, x: Moments) -> NDArray[np.floating]:
+    """Sum over the channel's weights of |w| times the root mean square of what each meets.
+
+    Wanda (Sun et al. 2024, arXiv 2306.11695), its scores of single weights summed over a channel.
+    """
+    return np.asarray(np.abs(w).sum(axis=1) * np.sqrt(x.square))
 
 
 @group_criterion("random")

@@ -13,13 +13,16 @@ from onnxprune.errors import Unreadable, UsageError
 
 
 def member_names(member: Member, facts: Facts) -> tuple[str, ...]:
-    """The names by which a member is known: its tensor's, and those of the nodes that read it.
+    """The names by which a member is known: its tensor's, "TENSOR, axis K" for that axis of it
+    alone (a weight has its own filters on one axis and those before it on another), and those of
+    the nodes that read it.
 
     Nodes that compute constants from constants (a cast, a dequantiser) are passed through, so a
     quantised weight answers to the name of its convolution too.
     """
     model = facts.model
-    names, todo = [model.in_file(member.value)], [member.value]
+    tensor = model.in_file(member.value)
+    names, todo = [tensor, f"{tensor}, axis {member.axis}"], [member.value]
     while todo:
         for node, _ in model.uses.get(todo.pop(), ()):
             names.append(node.label)

@@ -21,6 +21,15 @@ class Limits:
     """The largest share of its channels that a group may lose."""
     align: int = 1
     """Kept counts are rounded up to a multiple of it, never above the original."""
+    yields: bool = False
+    """The alignment gives way, halving itself, where a group could not be halved otherwise."""
+
+    def align_of(self, channels: int) -> int:
+        """What kept counts of a group of `channels` are multiples of."""
+        align = self.align
+        while self.yields and align > 1 and channels < 2 * align:
+            align //= 2
+        return align
 
 
 def share(channels: int, ratio: float) -> int:
@@ -33,4 +42,11 @@ def legal(wanted: int, channels: int, limits: Limits) -> int:
     kept = max(wanted, 1, min(limits.min_channels, channels))
     if limits.max_ratio is not None:
         kept = max(kept, channels - share(channels, limits.max_ratio))
-    return min(channels, ceil(kept / limits.align) * limits.align)
+    align = limits.align_of(channels)
+    return min(channels, ceil(kept / align) * align)
+
+
+def ladder(channels: int, limits: Limits) -> Kept:
+    """All kept counts that a group of `channels` may have, ascending; the last is `channels`."""
+    first = legal(0, channels, limits)
+    return np.unique(np.append(np.arange(first, channels, limits.align_of(channels)), channels))

@@ -77,6 +77,8 @@ class Plan:
     biases: tuple[AddedBias, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     """As they were given: JSON values by option name."""
+    search: Mapping[str, Any] = field(default_factory=dict)
+    """How the kept channels were found: what was tried and measured. Nothing is read from it."""
 
     @property
     def kept(self) -> dict[int, tuple[int, ...]]:
@@ -92,6 +94,7 @@ def plan_of(
     *,
     whole_groups: bool = False,
     options: Mapping[str, Any] | None = None,
+    search: Mapping[str, Any] | None = None,
 ) -> Plan:
     """The plan of a view: `kept` is what the view was made of."""
     binding = view.facts.trace.binding
@@ -111,6 +114,7 @@ def plan_of(
         tensor_cuts(view),
         (),
         dict(options or {}),
+        dict(search or {}),
     )  # fmt: skip
 
 
@@ -181,13 +185,15 @@ def to_json(plan: Plan) -> str:
     """A plan as JSON, a line per group and tensor."""
     data = asdict(plan)
     lists = {key: data.pop(key) for key in ("groups", "tensors", "biases")}
-    options = data.pop("options")
+    options, search = data.pop("options"), data.pop("search")
     parts = [f'"schema": {json.dumps(SCHEMA)}']
     parts += [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in data.items()]
     for key, rows in lists.items():
         lines = ",\n    ".join(json.dumps(row) for row in rows)
         parts.append(f'"{key}": [\n    {lines}\n  ]' if rows else f'"{key}": []')
     parts.append(f'"options": {json.dumps(options)}')
+    if search:
+        parts.append(f'"search": {json.dumps(search)}')
     return "{\n  " + ",\n  ".join(parts) + "\n}\n"
 
 
@@ -218,6 +224,7 @@ def from_json(text: str, where: str = "the plan") -> Plan:
         tuple(_tensor(r) for r in top.rows("tensors")),
         tuple(AddedBias(r.text("node"), r.text("tensor")) for r in top.rows("biases")),
         dict(top.table("options").data),
+        dict(top.table("search").data) if "search" in top.keys else {},
     )
 
 

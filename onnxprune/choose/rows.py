@@ -42,8 +42,7 @@ def rows(member: Member, channels: int, facts: Facts) -> Rows:
     Where an axis repeats a channel (a flattened map, the gates of a recurrent unit) its entries
     stand in one row; rows of unequal length are filled up with zeros.
     """
-    array = real_values(member.value, facts)
-    flat = np.moveaxis(array, member.axis, 0).reshape(len(member.channel), -1)
+    flat = rows_along(member.value, member.axis, facts)
     channel = member.channel
     if np.array_equal(channel, np.arange(channels)):
         return flat
@@ -57,6 +56,12 @@ def rows(member: Member, channels: int, facts: Facts) -> Rows:
     nth = np.arange(len(order)) - np.repeat(np.cumsum(count) - count, count)
     out[channel[order], nth] = flat[order]
     return out.reshape(channels, -1)
+
+
+def rows_along(value: str, axis: int, facts: Facts) -> Rows:
+    """(n, rest) all entries of a weight at each index of one of its axes."""
+    array = real_values(value, facts)
+    return np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
 
 
 def real_values(value: str, facts: Facts) -> NDArray[np.floating]:

@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 
 from onnxprune.axes.facts import Facts
 from onnxprune.axes.solve import Group, Member
-from onnxprune.choose.criteria import CRITERIA, Context, Missing, Values, l2, over_members
+from onnxprune.choose.criteria import (
+    CRITERIA,
+    Context,
+    Missing,
+    Values,
+    l2,
+    no_data,
+    over_members,
+)
+from onnxprune.choose.reads import Inputs
 from onnxprune.errors import Unreadable, UsageError
 
 
@@ -24,6 +33,10 @@ class Scores:
 
     by_group: Mapping[int, Values]
     notes: tuple[str, ...] = ()
+    losses: frozenset[int] = frozenset()
+    """Ids of the groups whose scores are losses: what is lost when a channel goes, after all that
+    score lower have gone, on one scale for all of them. Others are only ranked within a group.
+    """
 
 
 def group_scores(
@@ -32,19 +45,24 @@ def group_scores(
     criterion: str = "l2",
     seed: int = 0,
     given: Mapping[str, NDArray[np.floating]] | None = None,
+    inputs: Inputs | None = None,
 ) -> Scores:
     """Score the channels of these groups; only the weights of their members are read.
 
     `given` holds scores by weight name, a value per output channel: they win over the criterion.
+    `inputs` is what `inputs_for` says that the criterion needs.
 
     Raises:
-        UsageError: no such criterion; or `given` names no weight, or has not its length.
+        UsageError: no such criterion, or one that needs data, without `inputs`; or `given` names no
+            weight, or has not its length.
     """
     if criterion not in CRITERIA:
         raise UsageError(
             f"no criterion '{criterion}'", where="--criterion", hint=", ".join(sorted(CRITERIA))
         )
-    context, score = Context(facts, seed), CRITERIA[criterion]
+    if CRITERIA[criterion].needs == "data" and inputs is None:
+        raise no_data(criterion)
+    context, score = Context(facts, seed, inputs), CRITERIA[criterion].score
     mine, notes = _given(facts, groups, given) if given is not None else ({}, [])
     out: dict[int, Values] = {}
     missing: Counter[str] = Counter()

@@ -38,6 +38,15 @@ def _dims(
     return out
 
 
+def align(ctx: click.Context, param: click.Parameter, value: str | None) -> int | str | None:
+    """N or auto; whether N makes sense is checked with the rest of the request."""
+    if value is None or value == "auto":
+        return value
+    if not re.fullmatch(r"-?\d+", value):
+        raise click.BadParameter(f"'{value}' is neither a number nor auto", ctx, param)
+    return int(value)
+
+
 def sizes(command: F) -> F:
     """--shape and --dim: sizes of inputs whose axes are dynamic."""
     command = click.option(
@@ -59,3 +68,17 @@ def json_flag(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")(
         command
     )
+
+
+def _bytes(ctx: click.Context, param: click.Parameter, value: str) -> int:
+    """A number of bytes: 2GB, 500MB."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", value.strip().upper())
+    if found is None:
+        raise click.BadParameter(f"'{value}' is no number of bytes, as 2GB is", ctx, param)
+    return int(float(found[1]) * 1000 ** " KMGT".index(found[2] or " "))
+
+
+memory = click.option(
+    "--memory", default="2GB", show_default=True, callback=_bytes,
+    help="Memory that a repair's activations may take before they go to disk.",
+)  # fmt: skip

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxprune.cli.options import json_flag, model_argument, sizes
+from onnxprune.cli.images import image_options
+from onnxprune.cli.options import align, json_flag, memory, model_argument, sizes
 from onnxprune.errors import PruneError, UsageError
 
 if TYPE_CHECKING:
     from onnxprune.report.data import Report
+
+_HELD_OUT = 128
+"""Samples beyond those of --calib-samples that a slim model is compared with the original on."""
 
 
 @click.command(name="slim")
 @model_argument
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Default: MODEL.slim.onnx.")
 @click.option("--ratio", type=float, help="Share of channels to remove from every group.")
+@click.option("--target", metavar="KEY=VALUE",
+              help="What may remain: macs=50%, params=1.2M, bytes=4MB, latency=8ms.")  # fmt: skip
+@click.option("--max-drop", type=float, metavar="X",
+              help="The slimmest model that loses no more of the metric (0.01 = a point).",
+              )  # fmt: skip
 @click.option("--threshold", type=float, help="Remove what scores under it (1 = average).")
 @click.option("--dead", is_flag=True, help="Remove only what changes no output.")
 @click.option("--per-layer", type=click.Path(path_type=Path), help="YAML or JSON: regex -> ratio.")
@@ -32,18 +40,27 @@ if TYPE_CHECKING:
               show_default=True, help="Whole attention heads, or dims of every head.")  # fmt: skip
 @click.option("--include", multiple=True, metavar="REGEX", help="Only groups that match.")
 @click.option("--exclude", multiple=True, metavar="REGEX", help="Not groups that match.")
-@click.option("--align", default=1, show_default=True, help="Keep multiples of N channels.")
+@click.option("--align", callback=align, metavar="N|auto",
+              help="Keep multiples of N channels; auto: what is fast here (default for latency).",
+              )  # fmt: skip
 @click.option("--min-channels", default=1, show_default=True, help="Keep at least so many.")
 @click.option("--max-ratio", type=float, help="A group loses at most this share.")
 @click.option("--calib", type=click.Path(path_type=Path),
-              help="Unlabelled inputs (.npz, .npy, a folder of them).")  # fmt: skip
+              help="Unlabelled inputs (.npz, .npy, a folder of them or of images).")  # fmt: skip
 @click.option("--calib-samples", type=click.IntRange(1), default=512, show_default=True)
-@click.option("--repair", type=click.Choice(["auto", "none", "linear"]), default="auto",
-              show_default=True, help="Refit what reads the removed channels (needs --calib).",
+@click.option("--eval", "data", type=click.Path(path_type=Path),
+              help="Inputs and labels (.npz with y or labels): top-1 before and after.",
               )  # fmt: skip
+@click.option("--metric", metavar="FILE.py:FUNCTION", help="Your own metric; larger is better.")
+@image_options
+@click.option("--repair", type=click.Choice(["auto", "none", "bias", "linear", "full",
+                                             "synthetic"]), default="auto", show_default=True,
+              help="How layers make up for what went: auto is full with --calib, and a closed "
+              "form without.")  # fmt: skip
+@memory
 @click.option("--plan-out", type=click.Path(path_type=Path), help="Write what was chosen (JSON).")
 @click.option("--report", "reports", type=click.Path(path_type=Path), multiple=True,
-              help="Write a report (.json).")  # fmt: skip
+              help="Write a report (.html, .md, .json).")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Choose, cut and prove, but write no model.")
 @click.option("--no-verify", is_flag=True, help="Skip the proof.")
 @click.option("--provider", type=click.Choice(["cpu", "cuda", "tensorrt"]), default="cpu",
@@ -66,9 +83,9 @@ def command(
 ) -> int:
     """Remove channels from MODEL, prove the result, save it.
 
-    Say how much with one of --ratio, --threshold, --dead, --per-layer (which may also override
-    --ratio). A ratio of 0.5 removes half of the channels of every group; parameters and MACs fall
-    by more. Without repair, a high ratio costs accuracy.
+    Say how much with one of --ratio, --target, --max-drop, --threshold, --dead, --per-layer (which
+    may also override --ratio, --target and --max-drop). A ratio of 0.5 removes half of the channels
+    of every group; parameters and MACs fall by more. Without repair, a high ratio costs accuracy.
     """
     _check(how, reports)
     out = out or Path(model).with_suffix("").with_name(f"{Path(model).stem}.slim.onnx")
@@ -97,6 +114,8 @@ def command(
                 print_report(report, stderr(), verbose)  # type: ignore[arg-type]
         raise
     report = result.report if dry_run else pipeline.with_out(result.report, out)
+    if any(path.suffix == ".html" for path in reports):
+        report = pipeline.with_pictures(report, result)
     _write(report, reports)
     if plan_out is not None:
         from onnxprune.choose.plan import to_json
@@ -120,27 +139,41 @@ def _advice(repair: Any, how: dict[str, Any]) -> str:
     """What to know about the accuracy."""
     if how["dead"]:
         return ""
-    if repair is None:
+    if repair is None or not repair["layers"]:
         return "the weights were only sliced: measure the accuracy, or repair with --calib"
     better = [f for f in repair["layers"] if f["after"] < f["before"]]
-    return f"{len(better)} of {len(repair['layers'])} layers were refitted to the calibration data"
+    done = f"{len(better)} of {len(repair['layers'])} layers"
+    return {
+        "closed": f"{done} were corrected without data; with samples (--calib) more accuracy stays",
+        "means": f"the biases of {done} were corrected without data; --calib goes further",
+        "synthetic": f"{done} were refitted to synthetic images; real ones (--calib) are better",
+    }.get(repair["kind"], f"{done} were refitted to the calibration data")
 
 
 def _check(how: dict[str, Any], reports: tuple[Path, ...]) -> None:
     """Refuse what makes no sense before anything is loaded."""
-    asked = [k for k in ("ratio", "threshold") if how[k] is not None]
-    asked += ["dead"] if how["dead"] else []
+    from onnxprune.report.write import check_kind
+
+    ways = ("ratio", "target", "max_drop", "threshold")
+    asked = [f"--{k.replace('_', '-')}" for k in ways if how[k] is not None]
+    asked += ["--dead"] if how["dead"] else []
     if len(asked) > 1:
-        raise UsageError(f"--{asked[0]} and --{asked[1]} exclude each other")
+        raise UsageError(f"{asked[0]} and {asked[1]} exclude each other")
     if not asked and how["per_layer"] is None:
         raise UsageError(
-            "how much should go?", hint="--ratio 0.5, --threshold T, --per-layer FILE or --dead"
+            "how much should go?",
+            hint="--ratio 0.5, --target macs=50%, --max-drop X, --threshold T, --per-layer FILE "
+            "or --dead",
         )
-    if how["per_layer"] is not None and asked and asked != ["ratio"]:
-        raise UsageError(f"--per-layer and --{asked[0]} exclude each other")
+    if how["per_layer"] is not None and asked and asked[0] in ("--threshold", "--dead"):
+        raise UsageError(f"--per-layer and {asked[0]} exclude each other")
+    if how["max_drop"] is not None and how["data"] is None and how["metric"] is None:
+        raise UsageError(
+            "--max-drop needs something to measure",
+            hint="--eval data.npz with labels, or --metric FILE.py:FUNCTION",
+        )
     for path in reports:
-        if path.suffix != ".json":
-            raise UsageError("unknown kind of report", where=str(path), hint="name it *.json")
+        check_kind(path)
 
 
 def _check_paths(model: Path, out: Path, others: Iterable[Path]) -> None:
@@ -169,15 +202,26 @@ def _run(source: Any, how: dict[str, Any], tell: Any) -> Any:
               "stage": tell}  # fmt: skip
     if how["dead"]:
         return pipeline.slim_dead(source, **common)
-    calib = None
+    calib, held_out = None, []
     if how["calib"] is not None:
         from onnxprune.repair.calibration import calibration
 
         tell("reading the calibration samples")
-        calib = calibration(how["calib"], source, how["calib_samples"])
+        count = how["calib_samples"]
+        calib = calibration(how["calib"], source, count, how["images"])
+        more = calibration(how["calib"], source, count + _HELD_OUT, how["images"])
+        held_out = pipeline.others(more, calib)
+    evaluation = None
+    if how["data"] is not None or how["metric"] is not None:
+        from onnxprune.check.evaluate import evaluation as evaluate
+
+        tell("reading the evaluation data")
+        evaluation = evaluate(source, how["data"], how["metric"])
     return pipeline.slim(
         source,
         ratio=how["ratio"],
+        target=how["target"],
+        max_drop=how["max_drop"],
         threshold=how["threshold"],
         per_layer=load_per_layer(how["per_layer"]) if how["per_layer"] else None,
         scope=how["scope"],
@@ -190,15 +234,21 @@ def _run(source: Any, how: dict[str, Any], tell: Any) -> Any:
         max_ratio=how["max_ratio"],
         align=how["align"],
         calib=calib,
+        held_out=held_out,
+        evaluation=evaluation,
         repair=how["repair"],
+        memory=how["memory"],
+        images=how["images"],
         seed=how["seed"],
         **common,
     )
 
 
 def _write(report: Report, paths: tuple[Path, ...]) -> None:
+    from onnxprune.report.write import write
+
     for path in paths:
-        _replace(path, json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
+        write(report.to_json(), path)
 
 
 def _replace(path: Path, text: str) -> None:

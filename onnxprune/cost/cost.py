@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import ceil
 
 from onnx import ModelProto, NodeProto
 
@@ -13,7 +14,12 @@ from onnxprune.cost.parameters import parameters
 from onnxprune.cost.work import Sizes, macs
 from onnxprune.graph.files import load, stored_tensors
 from onnxprune.graph.model import normalise
-from onnxprune.graph.tensors import is_external, known_bytes
+from onnxprune.graph.tensors import is_external, known_bytes, wants_data_file
+
+_PAGE, _LINE, _PAGED = 4096, 64, 1 << 20
+"""What `graph.files.save` aligns tensors to in a data file, and from which size to pages."""
+_ENTRY = 64
+"""Bytes by which a tensor's location, offset and length may grow where the file is saved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +41,26 @@ def cost_before(facts: Facts, sizes: Sizes) -> Cost:
 def cost_after(slim: ModelProto, view: View, sizes: Sizes) -> Cost:
     """The cost of a slim model, counted on the model itself; work as the view that made it says.
 
-    Bytes are those of the model in memory and of the data that it names outside; a saved file may
-    have a few more, where data is aligned.
+    Bytes are those of the file that will be saved and of its data file, at most.
     """
     source = load(slim)
-    outside = sum(known_bytes(t) for t in stored_tensors(slim) if is_external(t))
     return Cost(
-        parameters(normalise(source)), macs(view.facts, sizes, view), source.size + outside,
-        nodes(slim),
+        parameters(normalise(source)), macs(view.facts, sizes, view),
+        source.size + _in_data_file(slim), nodes(slim),
     )  # fmt: skip
+
+
+def _in_data_file(model: ModelProto) -> int:
+    """Bytes that a saved model takes beyond those in memory: what lies in its data file, how that
+    is aligned there (see `graph.files.save`), and a few for each tensor to say where.
+    """
+    apart = [t for t in stored_tensors(model) if wants_data_file(t)]
+    end = 0
+    for t in apart:
+        size = known_bytes(t)
+        end = ceil(end / (page := _PAGE if size >= _PAGED else _LINE)) * page + size
+    inside = sum(known_bytes(t) for t in apart if not is_external(t))
+    return max(0, end - inside) + _ENTRY * len(apart)
 
 
 def nodes(proto: ModelProto) -> int:

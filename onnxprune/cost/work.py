@@ -8,7 +8,7 @@ from math import prod
 
 from onnxprune.axes.facts import Facts, Work
 from onnxprune.axes.labels import Vector
-from onnxprune.axes.trace import trace
+from onnxprune.axes.trace import Trace, trace
 from onnxprune.axes.view import View
 
 
@@ -25,18 +25,26 @@ class Sizes:
         return self.moved.get(id(labels), len(labels))
 
 
-def sizes_at_one(facts: Facts) -> Sizes:
+def trace_at_one(facts: Facts) -> Trace:
+    """Shapes at batch 1: the walk may have needed a batch of 2 to tell dynamic axes from static.
+
+    For a graph that refuses a batch of 1, those that it was walked with.
+    """
+    walked = facts.trace
+    if walked.binding.batch != 1 and facts.other is not walked:
+        again = trace(facts.model, replace(walked.binding, batch=1), _hints(facts))
+        if len(again.failures) <= len(walked.failures):
+            return again
+    return walked
+
+
+def sizes_at_one(facts: Facts, one: Trace | None = None) -> Sizes:
     """The sizes of a model's axes at batch 1; all others as in the facts.
 
-    The walk may have needed a batch of 2 to tell dynamic axes from static ones. A graph that
-    refuses a batch of 1 is counted at the batch that it was walked with.
+    `one` is what `trace_at_one` gives, for who asks about several walks over one trace.
     """
     model, walked = facts.model, facts.trace
-    one = walked
-    if walked.binding.batch != 1 and facts.other is not walked:
-        again = trace(model, replace(walked.binding, batch=1), _hints(facts))
-        if len(again.failures) <= len(walked.failures):
-            one = again
+    one = trace_at_one(facts) if one is None else one
     moved = {
         id(labels): size
         for value, axes in facts.axes.items()

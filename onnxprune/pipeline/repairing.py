@@ -1,0 +1,177 @@
+"""Ranking, and weights refitted after a cut: the only place that calls repair/."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from onnxprune.axes.view import View
+from onnxprune.choose.allocate import Request
+from onnxprune.choose.criteria import inputs_for
+from onnxprune.choose.scores import Scores, group_scores
+from onnxprune.cut.cut import Cut
+from onnxprune.errors import UsageError
+from onnxprune.pipeline.analysis import Analysis
+from onnxprune.pipeline.clock import Stage, quiet
+from onnxprune.summary import repair_row
+
+if TYPE_CHECKING:
+    from onnxprune.repair.batchnorm import StandIn
+    from onnxprune.repair.images import Images
+    from onnxprune.runtime.feeds import Feeds
+
+MEMORY = 2_000_000_000
+"""Bytes that a repair's activations may take before they go to disk."""
+_MOST = 0.95
+"""Share of a group that is ranked where nobody knows yet how much of it goes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Repaired:
+    """A slim model whose weights were refitted, and what that did."""
+
+    model: ModelProto
+    row: Mapping[str, Any]
+    """As the report tells it."""
+
+
+def ranked_by(
+    analysis: Analysis,
+    criterion: str,
+    seed: int,
+    given: Mapping[str, NDArray[np.floating]] | None,
+    calib: Sequence[Feeds] | None,
+) -> Scores:
+    """Scores by a criterion, from weights, norms or data as it needs; `given` ones win over it."""
+    inputs = inputs_for(criterion, analysis.solution, analysis.groups, calib)
+    return group_scores(analysis.facts, analysis.groups, criterion, seed, given, inputs)
+
+
+def ranked_share(request: Request) -> float:
+    """How much of a group must be ranked at most."""
+    wanted = [r for r in (request.ratio, *request.per_layer.values()) if r is not None]
+    by_share = wanted and request.scope == "layer" and request.threshold is None
+    searched = request.target is not None or request.max_drop is not None
+    return max(wanted) if by_share and not searched else _MOST
+
+
+def calibration_notes(analysis: Analysis, calib: Sequence[Feeds]) -> tuple[str, ...]:
+    """What to know about samples that may be too few, or say too little."""
+    from onnxprune.repair.calibration import notes_on
+
+    return notes_on(calib, analysis.facts)
+
+
+def ranked_by_moments(analysis: Analysis, most: float) -> Scores:
+    """Scores by block OBS on moments that the weights and batch norms tell; l2 elsewhere."""
+    from onnxprune.repair.closed import closed_scores
+
+    rest = group_scores(analysis.facts, analysis.groups, "l2", 0)
+    found = closed_scores(analysis.solution, analysis.groups, most)
+    missing = len(analysis.groups) - len(found)
+    note = (f"moments: {missing} groups were ranked by l2: what they hold is not known",)
+    return Scores(
+        {**rest.by_group, **found}, (*rest.notes, *(note if missing else ())), frozenset(found)
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Repairer:
+    """How slim models of a run are repaired."""
+
+    kind: str
+    """bias, linear, full (with samples); means, closed (without); synthetic."""
+    batches: Sequence[Feeds] = ()
+    stand_in: StandIn | None = None
+    """What the original is on synthetic images."""
+    seed: int = 0
+    memory: int = MEMORY
+
+    def ranked(self, analysis: Analysis, most: float, stage: Stage) -> Scores:
+        """Scores by block OBS on its batches; l2 for groups whose readers can't be followed."""
+        from onnxprune.repair.obs import obs_scores
+
+        solution = analysis.solution
+        if self.stand_in is not None:
+            solution = self.stand_in.solution(solution)
+        rest = group_scores(analysis.facts, analysis.groups, "l2", self.seed)
+        found = obs_scores(
+            solution, analysis.groups, self.batches, most, self.seed, stage, self.memory
+        )
+        missing = len(analysis.groups) - len(found)
+        why = "nothing that reads them can be refitted"
+        note = (f"obs: {missing} groups were ranked by l2: {why}",)
+        return Scores(
+            {**rest.by_group, **found}, (*rest.notes, *(note if missing else ())), frozenset(found)
+        )
+
+    def repaired(self, view: View, done: Cut, stage: Stage = quiet) -> Repaired:
+        """Correct the layers that removal touched.
+
+        Raises:
+            Unreadable: ONNX Runtime can't run one of the models.
+        """
+        if self.kind in ("means", "closed"):
+            from onnxprune.repair.closed import closed_form
+
+            model, closed = closed_form(
+                view, done.model, done.weights, weights_too=self.kind == "closed", tell=stage
+            )
+            return Repaired(model, repair_row(closed, self.kind, 0))
+        from onnxprune.repair.linear import RECIPES, refit
+
+        how = partial(
+            refit, seed=self.seed, memory=self.memory, tell=stage,
+            recipe=RECIPES["full" if self.kind == "synthetic" else self.kind],
+        )  # fmt: skip
+        if self.stand_in is not None:
+            model, fitted = self.stand_in.repaired(
+                view, done.model, done.weights, self.batches, how
+            )
+        else:
+            model, fitted = how(view, done.model, done.weights, self.batches)
+        return Repaired(model, repair_row(fitted, self.kind, len(self.batches)))
+
+
+def kind_of(repair: str, has_samples: bool) -> str:
+    """What a run's choice of --repair stands for; '' for none.
+
+    Raises:
+        UsageError: it needs samples.
+    """
+    if repair == "full" and not has_samples:
+        raise UsageError("--repair full needs calibration data", hint="--calib samples.npz")
+    if repair in ("none", "synthetic"):
+        return repair.replace("none", "")
+    if has_samples:
+        return "full" if repair == "auto" else repair
+    return {"bias": "means"}.get(repair, "closed")
+
+
+def repairer(
+    kind: str, analysis: Analysis, calib: Sequence[Feeds], seed: int, memory: int,
+    images: Images | None, stage: Stage,
+) -> Repairer | None:  # fmt: skip
+    """What repairs a run's slim models by a kind; None for the kind ''.
+
+    Raises:
+        UsageError: synthetic images, and the model takes none. Unreadable: it can't be run.
+    """
+    if not kind:
+        return None
+    if kind != "synthetic":
+        return Repairer(kind, calib if kind in ("bias", "linear", "full") else (), None, seed,
+                        memory)  # fmt: skip
+    from onnxprune.repair.batchnorm import stand_in
+    from onnxprune.repair.synthetic import synthetic_batches
+
+    stage("drawing synthetic images")
+    batches = synthetic_batches(analysis.facts, None, seed, images)
+    found = stand_in(analysis.facts, batches, memory=memory, tell=stage)
+    return Repairer(kind, batches, found, seed, memory)
