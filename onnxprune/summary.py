@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from onnx import ModelProto
 
-from onnxprune.axes.facts import Work
-from onnxprune.axes.solve import Group, fixed_groups
+from onnxprune.axes.facts import Facts, Work
+from onnxprune.axes.reasons import fixed_groups
+from onnxprune.axes.solve import Group
 from onnxprune.axes.view import View
 from onnxprune.check.verdict import Verdict
 from onnxprune.choose.scores import Scores
@@ -19,9 +20,8 @@ from onnxprune.cost.work import Sizes, macs_of_work
 from onnxprune.graph.model import Node
 from onnxprune.report.data import GroupRow, LayerRow, MemberRow, Size
 
-if TYPE_CHECKING:  # a run without data needs neither
+if TYPE_CHECKING:  # a run without repair does not need it
     from onnxprune.repair.linear import Fitted
-    from onnxprune.runtime.feeds import Feeds
 
 BINS = 20
 
@@ -94,11 +94,13 @@ def layer_rows(view: View, sizes: Sizes) -> tuple[LayerRow, ...]:
     by_node: dict[Node, list[Work]] = {}
     for work in facts.work:
         by_node.setdefault(work.node, []).append(work)
+    creates = {r.constant: r.labels for r in reversed(facts.roles) if r.role == "creates"}
     rows = []
     for node, mine in by_node.items():
         weight = next(
             (i for i in node.inputs[1:] if i in facts.constant and len(view.masks(i)) > 1), ""
         )
+        made = creates.get(_origin(weight, facts))
         value = weight or node.outputs[0]
         rows.append(
             LayerRow(
@@ -106,9 +108,19 @@ def layer_rows(view: View, sizes: Sizes) -> tuple[LayerRow, ...]:
                 tuple(facts.trace.shapes.get(value, ())), tuple(view.shape(value)),
                 sum(macs_of_work(w, sizes, None) for w in mine),
                 sum(macs_of_work(w, sizes, view) for w in mine),
+                int(bool(weight)) if made is None else len(made),
+                int(bool(weight)) if made is None else int(view.mask(made).sum()),
             )
         )  # fmt: skip
     return tuple(rows)
+
+
+def _origin(weight: str, facts: Facts) -> str:
+    """The stored tensor that a weight is computed from."""
+    model = facts.model
+    while weight not in model.constants and (node := model.producer.get(weight)) and node.inputs:
+        weight = node.inputs[0]
+    return weight
 
 
 def verdict_row(verdict: Verdict) -> dict[str, Any]:
@@ -128,10 +140,10 @@ def verdict_row(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def repair_row(fitted: Sequence[Fitted], calib: Sequence[Feeds]) -> dict[str, Any]:
+def repair_row(fitted: Sequence[Fitted], kind: str, batches: int) -> dict[str, Any]:
     """A repair as the report tells it; errors are shares of the power of a layer's target."""
     rows = [{"node": f.node, "before": f.before, "after": f.after} for f in fitted]
-    return {"kind": "linear", "batches": len(calib), "layers": rows}
+    return {"kind": kind, "batches": batches, "layers": rows}
 
 
 def proof_sentence(verdict: Verdict) -> str:

@@ -53,6 +53,9 @@ class LayerRow:
     shape_after: tuple[int, ...]
     macs: int
     macs_after: int
+    width: int = 0
+    """Channels that its weight creates; 0 for a node that multiplies two activations."""
+    width_after: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,15 @@ class Report:
     verify: Mapping[str, Any] | None = None
     repair: Mapping[str, Any] | None = None
     """Which layers were refitted, and their error on held-out samples before and after."""
+    fidelity: Mapping[str, Any] | None = None
+    """How close the outputs are to the original's, and a metric before and after."""
+    search: Mapping[str, Any] | None = None
+    """How a target was met: what was tried, and what was measured."""
     unknown: Mapping[str, int] = field(default_factory=dict)
     """Operators without a rule, with how often."""
     notes: tuple[str, ...] = ()
+    pictures: Mapping[str, Any] | None = None
+    """Small images of weights (see `onnxprune.pictures`), where a report asks for them."""
 
     @property
     def removed(self) -> dict[str, float]:

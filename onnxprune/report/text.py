@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -45,6 +46,54 @@ def before_after(report: Report) -> Table:
         else:
             a = getattr(after, key)
             table.add_row(title, quantity(b), quantity(a), share(b, a))
+    for row in (*_latency_rows(report), *_fidelity_rows(report)):
+        table.add_row(*row)
+    return table
+
+
+def _latency_rows(report: Report) -> Iterable[tuple[str, str, str, str]]:
+    search = report.search or {}
+    if search.get("kind") == "latency" and "reached" in search:
+        b, a = search["original"], search["reached"]
+        yield "latency", f"{b:.4g} ms", f"{a:.4g} ms", share(b, a)
+
+
+def _fidelity_rows(report: Report) -> Iterable[tuple[str, str, str, str]]:
+    """A metric before and after, and how far the outputs agree, the worst of them."""
+    found = report.fidelity or {}
+    if metric := found.get("metric"):
+        b, a = metric["before"], metric["after"]
+        yield escape(metric["name"].rpartition(":")[2]), f"{b:.4g}", f"{a:.4g}", f"{a - b:+.4f}"
+    for key, title, form in (("agreement", "same top-1", "{:.1%}"), ("snr_db", "SNR", "{:.1f} dB"),
+                             ("kl", "KL", "{:.4g}")):  # fmt: skip
+        values = [o[key] for o in found.get("outputs", ()) if o[key] is not None]
+        if values:
+            yield title, "", form.format(max(values) if key == "kl" else min(values)), ""
+
+
+def fidelity_line(report: Report) -> str:
+    """What the outputs were compared on."""
+    found = report.fidelity or {}
+    if not found.get("outputs"):
+        return ""
+    what = {"held-out": "held-out samples", "evaluation": "samples of --eval",
+            "calibration": "calibration samples, which the model was fitted to"}  # fmt: skip
+    worst = ", the worst output" if len(found["outputs"]) > 1 else ""
+    return f"outputs compared on {found['samples']:,} {what[found['on']]}{worst}"
+
+
+def search_table(search: Mapping[str, Any]) -> Table:
+    """What a search tried, and what came of it."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    timed = search["kind"] == "latency"
+    for title in ("MACs", "latency" if timed else escape(search["quantity"].rpartition(":")[2]),
+                  "of the original" if timed else "drop"):  # fmt: skip
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("")
+    for t in search["trials"]:
+        value = f"{t['ms']:.4g} ms" if timed else f"{t['score']:.4g}"
+        effect = f"{t['share']:.1%}" if timed else f"{t['drop']:.4f}"
+        table.add_row(f"{t['macs']:.1%}", value, effect, "ok" if t["accepted"] else "too much")
     return table
 
 
@@ -96,6 +145,11 @@ def print_report(report: Report, console: Console, verbose: bool) -> None:
     console.print(before_after(report))
     if report.sizes:
         console.print(f"[dim]MACs at {escape(report.sizes)}[/dim]", highlight=False)
+    if line := fidelity_line(report):
+        console.print(f"[dim]{line}[/dim]", highlight=False)
+    if report.search and report.search.get("trials"):
+        console.print("\n[bold]Tried[/bold]")
+        console.print(search_table(report.search))
     print_stayed("Stayed", report, console, verbose)
     console.print()
 
