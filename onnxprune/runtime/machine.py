@@ -67,6 +67,42 @@ def _gpu() -> dict[str, str]:
     return {"gpu": ", ".join(row[0] for row in rows), "gpu_driver": rows[0][1]}
 
 
+def channel_block() -> int:
+    """Channels in a block of ONNX Runtime's layout for convolutions on this processor."""
+    try:
+        return 16 if " avx512f " in Path("/proc/cpuinfo").read_text() else 8
+    except OSError:
+        return 8
+
+
+def resident_bytes() -> tuple[int, int]:
+    """Memory of this process that is resident now, and the most that ever was; 0 off Linux."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0, 0
+    # Not getrusage: its maximum starts with that of the process which made this one.
+    kilobytes = {line.split(":")[0]: line.split()[1] for line in lines if line.endswith(" kB")}
+    return tuple(int(kilobytes.get(key, 0)) * 1024 for key in ("VmRSS", "VmHWM"))  # type: ignore[return-value]
+
+
+def gpu_bytes() -> int | None:
+    """Memory in use on the first GPU, by all processes; None without one."""
+    table = _output("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
+    first = table.partition("\n")[0].strip()
+    return int(first) * 2**20 if first.isdigit() else None
+
+
+def busy_seconds() -> float | None:
+    """Seconds that all cores together have worked since the machine started; None off Linux."""
+    try:
+        fields = Path("/proc/stat").read_text().partition("\n")[0].split()[1:9]
+    except OSError:
+        return None
+    # user nice system idle iowait irq softirq steal
+    return sum(int(f) for k, f in enumerate(fields) if k not in (3, 4)) / os.sysconf("SC_CLK_TCK")
+
+
 def _output(*command: str) -> str:
     if shutil.which(command[0]) is None:
         return ""

@@ -1,9 +1,10 @@
 """What really ran where: node by node, read back from ONNX Runtime's own profile."""
 
+import bisect
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 from onnxprune.errors import PruneError
 from onnxprune.graph import files
 from onnxprune.runtime.providers import PROVIDERS, SHORT
-from onnxprune.runtime.session import open_session
+from onnxprune.runtime.session import AS_IT_COMES, Tuning, open_session
+
+_BYTES = ("activation_size", "parameter_size", "output_size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +27,20 @@ class NodeTime:
     op: str
     provider: str
     ms: float
+    run: int = 0
+    """Which run of the model it belongs to."""
+    bytes: int = 0
+    """What it read and wrote: activations, parameters and outputs; 0 where it was not told."""
 
 
 def profile(
-    model: ModelProto | Path,
+    model: ModelProto | Path | files.Source,
     provider: str,
     feeds: Mapping[str, np.ndarray],
     *,
     runs: int = 1,
     optimise: bool = False,
-    threads: int | None = None,
+    tuning: Tuning = AS_IT_COMES,
     folder: Path | None = None,
 ) -> list[NodeTime]:
     """Every node execution of `runs` runs, in order, after one run to warm up.
@@ -41,10 +48,10 @@ def profile(
     A node goes by its name, or by its first output where it has none or shares it. What ONNX
     Runtime fused or added goes by the name that it gave. Raises as `open_session` and `run` do.
     """
-    source = files.load(model)
+    source = model if isinstance(model, files.Source) else files.load(model)
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as place:
         session = open_session(
-            _named(source.proto), provider=provider, optimise=optimise, threads=threads,
+            named(source.proto), provider=provider, optimise=optimise, tuning=tuning,
             folder=source.folder or folder, profile_prefix=Path(place) / "profile",
         )  # fmt: skip
         with session:
@@ -59,6 +66,8 @@ def profile(
             e["args"]["op_name"],
             SHORT.get(e["args"]["provider"], e["args"]["provider"]),
             e["dur"] / 1000,
+            bisect.bisect(starts, e["ts"]) - 2,
+            sum(int(e["args"].get(key, 0)) for key in _BYTES),
         )
         for e in events
         if e.get("cat") == "Node"
@@ -68,7 +77,7 @@ def profile(
 
 
 def placement(
-    model: ModelProto | Path,
+    model: ModelProto | Path | files.Source,
     provider: str,
     feeds: Mapping[str, np.ndarray],
     *,
@@ -85,16 +94,25 @@ def available_providers() -> tuple[str, ...]:
 
     Raises MissingRuntime.
     """
+    return tuple(provider for provider, why in tried_providers().items() if not why)
+
+
+def tried_providers(providers: Iterable[str] = tuple(PROVIDERS)) -> dict[str, str]:
+    """Why each of these providers does not run a model here; empty text for one that does.
+
+    Raises MissingRuntime.
+    """
     model, feeds = _tiny()
-    working = []
-    for provider in PROVIDERS:
+    found = {}
+    for provider in providers:
         try:
-            if provider in placement(model, provider, feeds).values():
-                working.append(provider)
-        except PruneError:
+            ran = set(placement(model, provider, feeds).values())
+            found[provider] = "" if provider in ran else f"it left a MatMul to {', '.join(ran)}"
+        except PruneError as error:
             if provider == "cpu":
                 raise  # nothing works without it: say why
-    return tuple(working)
+            found[provider] = error.why or error.what
+    return found
 
 
 def _tiny() -> tuple[ModelProto, dict[str, np.ndarray]]:
@@ -111,24 +129,24 @@ def _tiny() -> tuple[ModelProto, dict[str, np.ndarray]]:
     return model, {"x": np.ones(shape, np.float32)}
 
 
-def _named(model: ModelProto) -> ModelProto:
+def named(model: ModelProto) -> ModelProto:
     """`model`, or a copy of it in which every node has a name of its own."""
-    counts = Counter(node.name for node in _nodes(model.graph))
+    counts = Counter(node.name for node in nodes(model.graph))
     if counts[""] == 0 and max(counts.values()) == 1:
         return model
     copy = ModelProto()
     copy.CopyFrom(model)
-    for node in _nodes(copy.graph):
+    for node in nodes(copy.graph):
         if not node.name or counts[node.name] > 1:
             node.name = next(filter(None, node.output), node.name)
     return copy
 
 
-def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
+def nodes(graph: GraphProto) -> Iterator[NodeProto]:
     for node in graph.node:
         yield node
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                yield from _nodes(attribute.g)
+                yield from nodes(attribute.g)
             for body in attribute.graphs:
-                yield from _nodes(body)
+                yield from nodes(body)

@@ -6,7 +6,7 @@ import io
 import re
 from typing import Any
 
-from onnxprune.errors import MissingRuntime, UsageError
+from onnxprune.errors import MissingRuntime, OutOfMemory, PruneError, Unreadable, UsageError
 
 PROVIDERS: dict[str, tuple[str, ...]] = {
     "cpu": ("CPUExecutionProvider",),
@@ -17,6 +17,11 @@ PROVIDERS: dict[str, tuple[str, ...]] = {
 
 SHORT = {names[0]: short for short, names in PROVIDERS.items()}
 """From ONNX Runtime's name of a provider to ours."""
+
+_NO_MEMORY = re.compile(
+    "failed to allocate|bad.?alloc|out of memory|smaller than requested bytes", re.IGNORECASE
+)
+"""How its errors say so."""
 
 
 def onnxruntime() -> Any:
@@ -53,6 +58,13 @@ def not_working(provider: str, why: str) -> UsageError:
         f"provider {provider!r} does not work here", why=why,
         hint="pip install 'onnxprune[gpu]' with a matching CUDA, or --provider cpu",
     )  # fmt: skip
+
+
+def failed(what: str, error: Exception) -> PruneError:
+    """The error for what ONNX Runtime could not do: OutOfMemory, or Unreadable with its reason."""
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+        return OutOfMemory(shorten(error))
+    return Unreadable(what, why=shorten(error))
 
 
 def shorten(error: Exception) -> str:

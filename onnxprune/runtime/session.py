@@ -4,8 +4,9 @@ import contextlib
 import ctypes
 import re
 import tempfile
+import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,10 +14,16 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 
-from onnxprune.errors import Unreadable
 from onnxprune.graph import files
 from onnxprune.graph.tensors import data_file, inline_bytes, is_external, stored_tensors
-from onnxprune.runtime.providers import SHORT, not_working, onnxruntime, provider_names, shorten
+from onnxprune.runtime.providers import (
+    SHORT,
+    failed,
+    not_working,
+    onnxruntime,
+    provider_names,
+    shorten,
+)
 
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 _TYPES = dict(TensorProto.DataType.items())
@@ -32,6 +39,22 @@ class Port:
     shape: tuple[int | str | None, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How ONNX Runtime is set up, beyond what makes a result right."""
+
+    threads: int | None = None
+    """Inside an operator; None means ONNX Runtime's choice (one a physical core)."""
+    config: Mapping[str, str] = field(default_factory=dict)
+    """Session configuration entries, by ONNX Runtime's names."""
+    provider: Mapping[str, str] = field(default_factory=dict)
+    """Options of the provider that is asked for, by ONNX Runtime's names."""
+
+
+AS_IT_COMES = Tuning()
+"""ONNX Runtime's own choices."""
+
+
 @dataclass(eq=False)
 class Session:
     """An open model; a context manager, and `close` gives its memory and temporary files back."""
@@ -43,6 +66,8 @@ class Session:
     ort: Any
     """The onnxruntime.InferenceSession, for what this class does not wrap."""
     cleanup: contextlib.ExitStack
+    opening_ms: float = 0.0
+    """How long ONNX Runtime took to make it."""
 
     def run(
         self, feeds: Mapping[str, np.ndarray], names: Sequence[str] | None = None
@@ -56,12 +81,12 @@ class Session:
             return {}  # ONNX Runtime would take no names for all names
         wanted = [port for port in self.outputs if names is None or port.name in names]
         order = [port.name for port in wanted] if names is None else list(names)
-        plain = all(_is_native(port.dtype) for port in (*self.inputs, *wanted))
+        plain = all(is_native(port.dtype) for port in (*self.inputs, *wanted))
         call = _run_plain if plain else _run_extended
         try:
             values = call(self.ort, order, feeds)
         except Exception as error:  # ONNX Runtime's exceptions share no base of their own
-            raise Unreadable("ONNX Runtime cannot run the model", why=shorten(error)) from error
+            raise failed("ONNX Runtime cannot run the model", error) from error
         return dict(_arrays(zip(order, values, strict=True)))
 
     def close(self) -> None:
@@ -82,40 +107,51 @@ class Session:
 
 
 def open_session(
-    model: ModelProto | Path,
+    model: ModelProto | Path | files.Source,
     *,
     provider: str = "cpu",
     optimise: bool = False,
-    threads: int | None = None,
+    tuning: Tuning = AS_IT_COMES,
     extra_outputs: Sequence[str] = (),
     folder: Path | None = None,
     profile_prefix: Path | None = None,
 ) -> Session:
     """Open a model, `extra_outputs` (names of any tensors in its main graph) made outputs too.
 
-    `folder` is where a ModelProto's external data lies; `threads` None means ONNX Runtime's choice.
-    Raises MissingRuntime, UsageError (the provider does not work here), Unreadable.
+    `folder` is where a ModelProto's external data lies. Raises MissingRuntime, UsageError (the
+    provider does not work here), Unreadable.
     """
     ort = onnxruntime()
     options = ort.SessionOptions()
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
     options.log_severity_level = 4
-    options.intra_op_num_threads = threads or 0
+    if not optimise:
+        # For proofs, where memory is short before time is: tensors are given back once they are
+        # read, and a Shape is taken at once instead of keeping its tensor until the end.
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    options.intra_op_num_threads = tuning.threads or 0
+    for key, value in tuning.config.items():
+        options.add_session_config_entry(key, value)
     if profile_prefix is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile_prefix)
     names = provider_names(ort, provider)
+    asked = [(names[0], dict(tuning.provider)), *names[1:]] if tuning.provider else names
     with contextlib.ExitStack() as stack:
         content = _content(model, extra_outputs, folder, options, stack)
         try:
             # Without fallback a provider that fails says so instead of printing to stdout.
-            session = ort.InferenceSession(content, options, names, enable_fallback=0)
+            start = time.perf_counter_ns()
+            session = ort.InferenceSession(content, options, asked, enable_fallback=0)
+            opening = (time.perf_counter_ns() - start) / 1e6
+            session._model_bytes = None  # kept for a fallback that is off: a whole model
         except Exception as error:
             # TensorRT that is not installed is an exception, CUDA only a provider less.
             if provider != "cpu" and "install" in str(error):
                 raise not_working(provider, shorten(error)) from error
-            raise Unreadable("ONNX Runtime cannot load the model", why=shorten(error)) from error
+            raise failed("ONNX Runtime cannot load the model", error) from error
         if session.get_providers()[0] != names[0]:
             raise not_working(provider, "its libraries or its device can't be loaded")
         return Session(
@@ -124,18 +160,19 @@ def open_session(
             tuple(SHORT.get(name, name) for name in session.get_providers()),
             session,
             stack.pop_all(),
+            opening,
         )
 
 
 def _content(
-    model: ModelProto | Path,
+    model: ModelProto | Path | files.Source,
     extra_outputs: Sequence[str],
     folder: Path | None,
     options: Any,
     stack: contextlib.ExitStack,
 ) -> str | bytes:
     """What to hand to ONNX Runtime: a path, or the bytes with where their data files lie."""
-    source = files.load(model)
+    source = model if isinstance(model, files.Source) else files.load(model)
     proto, folder = source.proto, source.folder or folder
     for tensor in stored_tensors(proto):
         if is_external(tensor):
@@ -165,7 +202,7 @@ def _dtype(kind: str) -> np.dtype | None:
     return None if number is None else helper.tensor_dtype_to_np_dtype(number)
 
 
-def _is_native(dtype: np.dtype | None) -> bool:
+def is_native(dtype: np.dtype | None) -> bool:
     """Whether numpy and ONNX Runtime exchange it by themselves: nothing that ml_dtypes adds."""
     return dtype is None or dtype.isbuiltin == 1
 
@@ -179,7 +216,7 @@ def _run_extended(ort: Any, names: Sequence[str], feeds: Mapping[str, np.ndarray
     make = onnxruntime().OrtValue
     values = {}
     for name, array in feeds.items():
-        if _is_native(array.dtype):
+        if is_native(array.dtype):
             values[name] = make.ortvalue_from_numpy(array)
         else:
             bits = np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
@@ -190,7 +227,7 @@ def _run_extended(ort: Any, names: Sequence[str], feeds: Mapping[str, np.ndarray
 
 def _from_value(value: Any) -> Any:
     dtype = _dtype(value.data_type())
-    if _is_native(dtype) or dtype is None:
+    if is_native(dtype) or dtype is None:
         return value.numpy()
     shape = tuple(value.shape())
     # The value owns its memory, and goes with this call: copy.

@@ -1,0 +1,1 @@
+"""Timing models against each other, on the providers that really ran them."""
