@@ -35,8 +35,8 @@ def command(
     for tensor in found["tensors"]:
         console.print(f"{tensor['name']}  {tensor['role']}", markup=False, style="bold")
         for axis in tensor["axes"]:
-            console.print(f"  axis {axis['axis']}, {axis['size']} channels: {axis['what']}",
-                          markup=False)  # fmt: skip
+            size = axis["size"] if isinstance(axis["size"], str) else f"{axis['size']} channels"
+            console.print(f"  axis {axis['axis']}, {size}: {axis['what']}", markup=False)
             for line in axis["tied_to"]:
                 console.print(f"    {line}", markup=False)
     return 0

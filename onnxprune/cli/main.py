@@ -16,8 +16,12 @@ COMMANDS = {
     "slim": "Remove channels from a model, prove the result, save it.",
     "inspect": "What is in a model, which groups may shrink, what is fixed and why.",
     "explain": "One node or tensor: its group, members, what fixes it.",
+    "criteria": "Do the criteria agree, and can they tell the channels apart?",
+    "sensitivity": "How far the outputs move as each group alone is slimmed.",
     "apply": "Replay a plan on the model that it was made for.",
     "verify": "Prove that a slim model is its original without the removed channels.",
+    "bench": "Time models against each other on the providers that really work.",
+    "report": "Draw a report: a page for people, or Markdown for a pull request.",
 }
 
 

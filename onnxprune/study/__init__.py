@@ -1,0 +1,1 @@
+"""Studies of a model that change nothing: what criteria see in it, and what each group is worth."""
