@@ -14,8 +14,6 @@ import numpy as np
 import onnx
 import torch
 from onnx import helper, numpy_helper
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -66,6 +64,7 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
     "GlobalAveragePool": lambda _, x: x.mean((2, 3), keepdim=True),
     "LSTM": lambda _, *inputs: lstm(*inputs),
     "MatMul": lambda _, x, y: x @ y,
+    "MaxPool": lambda a, x: F.max_pool2d(x, a["kernel_shape"], a["strides"], a["pads"][0]),
     "Mul": lambda _, x, y: x * y,
     "Pow": lambda _, x, y: x**y,
     "ReduceMean": lambda a, x: x.mean(a["axes"], keepdim=bool(a["keepdims"])),
@@ -83,7 +82,7 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
 def evaluate(
     model: onnx.ModelProto, weights: dict[str, Tensor], x: Tensor, training: bool = False
 ) -> Tensor:
-    """Logits (N, 10) of x (N, 1, 8, 8); in training, batch norm uses and records the batch's."""
+    """Logits (N, 10) of x (N, 1, H, W); in training, batch norm uses and records the batch's."""
     values = weights | {"x": x}
     for node in model.graph.node:
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
@@ -97,10 +96,11 @@ def evaluate(
     return values["logits"]
 
 
-def shifted(x: Tensor) -> Tensor:
-    """The images moved by up to one pixel, each its own way."""
+def shifted(x: Tensor, pixels: int = 1) -> Tensor:
+    """Square images moved by up to so many pixels along each axis, each its own way."""
     grid = F.affine_grid(torch.eye(2, 3).expand(len(x), 2, 3), list(x.shape), align_corners=False)
-    grid = grid + (torch.rand(len(x), 1, 1, 2) - 0.5) * 0.5
+    # The grid spans 2 from edge to edge.
+    grid = grid + (torch.rand(len(x), 1, 1, 2) - 0.5) * (4 * pixels / x.shape[3])
     return F.grid_sample(x, grid, align_corners=False)
 
 
@@ -149,6 +149,10 @@ def train(name: str, x: Tensor, y: Tensor) -> onnx.ModelProto:
 
 
 def main(names: list[str]) -> None:
+    # Only these images come from scikit-learn.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     digits = load_digits()

@@ -57,6 +57,15 @@ class NothingToPrune(PruneError):
     exit_code = 4
 
 
+class OutOfMemory(PruneError):
+    """A model, or what it computes, does not fit into memory."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            "out of memory", why=why, hint="smaller sizes with --dim batch=1 or --shape"
+        )
+
+
 class MissingRuntime(Unreadable):
     """ONNX Runtime is needed and not installed."""
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.axes.solve import Group, Solution, reasons
+from onnxprune.axes.facts import Facts
+from onnxprune.axes.reasons import reasons
+from onnxprune.axes.solve import Group, Solution
 from onnxprune.errors import UsageError
 
 
@@ -54,7 +56,10 @@ def _axis(
     labels = solution.facts.axes[value][k]
     ids = [int(g) for g in np.unique(of[solution.root[labels]]) if g >= 0]
     out: dict[str, Any] = {"axis": k, "size": len(labels), "groups": ids, "tied_to": []}
-    if ids:
+    if _is_dynamic(solution.facts, value, k):
+        out["size"] = _symbol(solution.facts, value, k)
+        out["what"] = f"dynamic, analysed at {len(labels)}"
+    elif ids:
         names = ", ".join(groups[g].name for g in ids)
         out["what"] = f"may shrink, group{'s' if len(ids) > 1 else ''} {names}"
         file = solution.facts.model.in_file
@@ -68,5 +73,21 @@ def _axis(
         out["what"] = "one element"
     else:
         out["what"] = "fixed"
-        out["tied_to"] = list(reasons(solution, labels))
+        out["tied_to"] = list(reasons(solution, value, k))
     return out
+
+
+def _is_dynamic(facts: Facts, value: str, k: int) -> bool:
+    """Does the axis take another size under another binding?"""
+    a, b = facts.shape(value), facts.other.shapes.get(value)
+    return a is not None and (b is None or len(a) != len(b) or a[k] != b[k])
+
+
+def _symbol(facts: Facts, value: str, k: int) -> str:
+    """What the file calls the size of an axis."""
+    graph, name = facts.model.proto.graph, facts.model.in_file(value)
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        dims = info.type.tensor_type.shape.dim
+        if info.name == name and k < len(dims) and dims[k].dim_param:
+            return dims[k].dim_param
+    return "dynamic"

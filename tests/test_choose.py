@@ -259,7 +259,7 @@ def test_requests_that_make_no_sense(net: Analysed, request_: dict[str, object])
         ({"ratio": 0.0}, "rounds to none"),
         ({"ratio": 0.04}, "rounds to none"),
         ({"ratio": 0.5, "limits": Limits(align=32)}, "rounds to none"),
-        ({"ratio": 0.5, "include": ("nobody",)}, "--include does not match"),
+        ({"ratio": 0.5, "include": ("nobody",)}, "--include 'nobody' does not match"),
         ({"ratio": 0.5, "exclude": (".",)}, "--exclude matches"),
         ({"threshold": 0.0}, "none scores under"),
         ({"per_layer": {"nobody": 0.5}}, "no ratio of --per-layer"),

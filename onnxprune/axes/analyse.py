@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from onnx import GraphProto
@@ -10,7 +10,7 @@ from onnx import GraphProto
 from onnxprune.axes.facts import Facts
 from onnxprune.axes.trace import Shape, Trace, trace
 from onnxprune.axes.walk import analyse
-from onnxprune.graph.binding import Binding, candidates, is_dynamic
+from onnxprune.graph.binding import Binding, candidates, free_inputs, is_dynamic
 from onnxprune.graph.model import Model
 
 Known = Mapping[str, tuple[int, Shape]]
@@ -77,4 +77,19 @@ def facts_of(
             other = trace(model, replace(binding, unknown=binding.unknown + 2), {**hints, **known})
     else:
         first, other = trace_pair(model, fixed, shapes)
-    return analyse(model, first, other, whole_groups=whole_groups)
+    facts = analyse(model, first, other, whole_groups=whole_groups)
+    facts.notes = tuple(_one_size(facts, fixed or {}, shapes or {}))
+    return facts
+
+
+def _one_size(facts: Facts, fixed: Mapping[str, int], shapes: Mapping[str, Shape]) -> Iterator[str]:
+    """Symbolic axes that could be given one size only, though the user asked for none."""
+    sizes: dict[str, int] = {}
+    for info in free_inputs(facts.model.proto.graph):
+        a, b = (t.shapes.get(info.name, ()) for t in (facts.trace, facts.other))
+        for k, d in enumerate(info.type.tensor_type.shape.dim[: len(a)]):
+            given = d.dim_value > 0 or d.dim_param in fixed or info.name in shapes
+            if not given and a[k] == b[k]:
+                sizes[f"'{d.dim_param}'" if d.dim_param else f"axis {k} of '{info.name}'"] = a[k]
+    for name, size in sizes.items():
+        yield f"{name} was analysed at {size} alone: no second size that was tried fits the model"

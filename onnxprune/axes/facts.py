@@ -89,6 +89,8 @@ class Facts:
     """Constants that must not be zeroed in a masked model (divisors, scales)."""
     unknown: Counter[str] = field(default_factory=Counter)
     """Operators without a rule, and why, with how often."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know about the sizes that the model was walked with."""
 
     @cached_property
     def _sinks_by_node(self) -> dict[Node, list[Sink]]:

@@ -24,6 +24,15 @@ WINDOW = "slides over this axis"
 """Why the axes of a convolution's window stay: they are no channels."""
 
 
+def distinct_pairs(a: Vector, b: Vector) -> tuple[Vector, Vector]:
+    """Pairs of labels, sorted, each once (labels are below 2**31)."""
+    pairs = np.sort((a << 32) | b)  # np.unique hashes: twenty times slower on millions
+    first = np.ones(len(pairs), bool)
+    np.not_equal(pairs[1:], pairs[:-1], out=first[1:])
+    pairs = pairs[first]
+    return pairs >> 32, pairs & 0xFFFFFFFF
+
+
 def pinned(size: int) -> Vector:
     """An axis that never shrinks."""
     return np.zeros(size, np.int64)
@@ -69,8 +78,7 @@ class Labels:
             return
         a, b = a[differ], b[differ]
         if a.size > _LARGE:  # a flattened map repeats each pair for every position
-            pairs = np.unique((a << 32) | b)
-            a, b = pairs >> 32, pairs & 0xFFFFFFFF
+            a, b = distinct_pairs(a, b)
         self.same_a.append(a)
         self.same_b.append(b)
 

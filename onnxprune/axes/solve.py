@@ -11,11 +11,10 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
+from onnxprune.axes.components import components
 from onnxprune.axes.facts import Facts
-from onnxprune.axes.labels import WINDOW, Labels, Pin, Vector
+from onnxprune.axes.labels import Labels, Vector, distinct_pairs
 from onnxprune.graph.model import WEIGHT_TYPES
 
 
@@ -49,16 +48,6 @@ class Group:
     @property
     def size(self) -> int:
         return len(self.roots)
-
-
-@dataclass(frozen=True, eq=False)
-class Fixed:
-    """Channels that can't go: where, how many, and everyone who says so."""
-
-    name: str
-    channels: int
-    why: tuple[str, ...]
-    values: tuple[str, ...]
 
 
 @dataclass(eq=False)
@@ -96,21 +85,16 @@ class Solution:
         return out
 
 
-def _stack(parts: Sequence[Vector]) -> Vector:
+def stacked(parts: Sequence[Vector]) -> Vector:
+    """Label vectors behind one another."""
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
-
-
-def _components(n: int, a: Vector, b: Vector) -> NDArray[np.int64]:
-    graph = coo_matrix((np.ones(len(a), np.bool_), (a, b)), shape=(n, n))
-    found: NDArray[np.int64] = connected_components(graph, directed=False)[1].astype(np.int64)
-    return found
 
 
 def _close(labels: Labels, a: Vector, b: Vector) -> tuple[NDArray[np.int64], Vector, Vector]:
     """Components, then what conjunctions imply, until nothing new follows (two or three rounds)."""
-    x, p, q = _stack(labels.both), _stack(labels.both_a), _stack(labels.both_b)
+    x, p, q = stacked(labels.both), stacked(labels.both_a), stacked(labels.both_b)
     while True:
-        r = _components(labels.count, a, b)
+        r = components(labels.count, a, b)
         if not len(x):
             return r, a, b
         zero = r[0]
@@ -130,7 +114,7 @@ def _close(labels: Labels, a: Vector, b: Vector) -> tuple[NDArray[np.int64], Vec
             new += [(p[i][m], p[j][m]), (q[i][m], q[j][m])]
         own = ((rx == rp) | (rx == rq)) & (rp != rq) & live
         new.append((p[own], q[own]))  # x = x AND q: coarser, never wrong
-        na, nb = _stack([u for u, _ in new]), _stack([v for _, v in new])
+        na, nb = stacked([u for u, _ in new]), stacked([v for _, v in new])
         fresh = r[na] != r[nb]
         if not fresh.any():
             return r, a, b
@@ -140,12 +124,11 @@ def _close(labels: Labels, a: Vector, b: Vector) -> tuple[NDArray[np.int64], Vec
 def solve(facts: Facts) -> Solution:
     """Solve what a walk has stated."""
     labels = facts.labels
-    fixed = _stack([p.labels for p in labels.pins])
-    a = np.concatenate([_stack(labels.same_a), fixed])
-    b = np.concatenate([_stack(labels.same_b), np.zeros(len(fixed), np.int64)])
+    fixed = stacked([p.labels for p in labels.pins])
+    a = np.concatenate([stacked(labels.same_a), fixed])
+    b = np.concatenate([stacked(labels.same_b), np.zeros(len(fixed), np.int64)])
     if len(a) > 100_000:
-        pairs = np.unique((a << 32) | b)
-        a, b = pairs >> 32, pairs & 0xFFFFFFFF
+        a, b = distinct_pairs(a, b)
     root, a, b = _close(labels, a, b)
     return Solution(facts, root, (a, b))
 
@@ -172,13 +155,13 @@ class Choice:
 def choices(s: Solution) -> list[Choice]:
     """Conjunctions with two free parts, innermost first: one side of each must be frozen."""
     labels = s.facts.labels
-    p, q = s.root[_stack(labels.both_a)], s.root[_stack(labels.both_b)]
+    p, q = s.root[stacked(labels.both_a)], s.root[stacked(labels.both_b)]
     live = (p != s.zero) & (q != s.zero) & (p != q)
     if not live.any():
         return []
     p, q = p[live], q[live]
     n = int(s.root.max()) + 1
-    comp = _components(2 * n, p, n + q)
+    comp = components(2 * n, p, n + q)
     outs, ins = np.unique(p), np.unique(q)
     both = np.intersect1d(outs, ins)
     found = []
@@ -202,7 +185,7 @@ def groups(s: Solution) -> list[Group]:
     size = int(s.root.max()) + 1
     mark = np.zeros(size, np.uint64)
     for r, _ in s.vectors:
-        mark[np.unique(r)] += np.uint64(rng.integers(1, 1 << 62))
+        mark[r] = mark[r] + np.uint64(rng.integers(1, 1 << 62))  # once, however often r has it
     mark[s.zero] = 0
     channels = np.nonzero(mark)[0]
     keys, family = np.unique(mark[channels], return_inverse=True)
@@ -269,78 +252,3 @@ def _name(facts: Facts, members: Sequence[Member]) -> str:
     """A group is called after the weight that creates its channels."""
     best = next((m for m in members if m.role == "creates"), members[0])
     return facts.model.in_file(best.value)
-
-
-@dataclass(eq=False)
-class _Reasons:
-    """Who pins what, by the components that labels form without any pin."""
-
-    tied: NDArray[np.int64]
-    pins: dict[int, list[Pin]]
-    parts: dict[int, list[int]]
-    """Component of a conjunction -> components of its two sides."""
-
-    def of(self, labels: Vector) -> tuple[str, ...]:
-        todo = list(dict.fromkeys(self.tied[labels[labels != 0]].tolist()))[:64]
-        seen = set(todo)
-        out: dict[str, None] = {}
-        while todo:
-            c = todo.pop(0)
-            for p in self.pins.get(c, ()):
-                out[f"{p.why} ({p.node})"] = None
-            for d in self.parts.get(c, ()):
-                if d not in seen:
-                    seen.add(d)
-                    todo.append(d)
-        return tuple(out) or (NO_RULE,)
-
-
-NO_RULE = "it meets an input of the model, or an axis that no rule lets shrink"
-
-
-def _who(s: Solution) -> _Reasons:
-    labels = s.facts.labels
-    a, b = _stack(labels.same_a), _stack(labels.same_b)
-    ties = (a != 0) & (b != 0)
-    tied = _components(labels.count, a[ties], b[ties])
-    pins: dict[int, list[Pin]] = {}
-    for pin in labels.pins:
-        for c in np.unique(tied[pin.labels]).tolist():
-            pins.setdefault(c, []).append(pin)
-    parts: dict[int, list[int]] = {}
-    x, p, q = (tied[_stack(v)] for v in (labels.both, labels.both_a, labels.both_b))
-    for part in (p, q):
-        pairs = np.unique(np.stack([x, part]), axis=1)
-        for c, d in pairs.T.tolist():
-            parts.setdefault(c, []).append(d)
-            parts.setdefault(d, []).append(c)
-    return _Reasons(tied, pins, parts)
-
-
-def reasons(s: Solution, labels: Vector) -> tuple[str, ...]:
-    """Who fixes these labels, and why."""
-    return _who(s).of(labels)
-
-
-def fixed_groups(s: Solution) -> list[Fixed]:
-    """Weight axes that stay, gathered by what ties them, with the reasons given by the nodes.
-
-    Windows of convolutions are no channels and are not listed.
-    """
-    who, facts = _who(s), s.facts
-    table: dict[tuple[int, ...], tuple[list[str], Vector]] = {}
-    for value, c in facts.model.constants.items():
-        if value not in facts.axes or c.tensor.data_type not in WEIGHT_TYPES:
-            continue
-        for v in facts.axes[value]:
-            if len(v) > 1 and v.any() and (s.root[v] == s.zero).all():
-                key = tuple(np.unique(who.tied[v])[:8].tolist())
-                table.setdefault(key, ([], v))[0].append(value)
-    out = []
-    for values, labels in table.values():
-        why = who.of(labels)
-        if all(WINDOW in w for w in why):
-            continue
-        names = tuple(dict.fromkeys(facts.model.in_file(v) for v in values))
-        out.append(Fixed(names[0], len(labels), why, names))
-    return out

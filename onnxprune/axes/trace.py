@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 from onnx import TensorProto, TypeProto, defs, helper, numpy_helper, shape_inference
@@ -16,6 +17,7 @@ from onnx import TensorProto, TypeProto, defs, helper, numpy_helper, shape_infer
 from onnxprune.axes.contrib import AS_STANDARD, CONTRIB_SHAPES, KEPT_ATTRS, TYPED_LIKE
 from onnxprune.axes.operators import run_operator
 from onnxprune.axes.sequences import SEQUENCES, trace_sequence
+from onnxprune.axes.turns import trace_turns
 from onnxprune.graph.binding import Binding, free_inputs
 from onnxprune.graph.model import Graph, Model, Node
 
@@ -167,7 +169,7 @@ class _Tracer:
         vals = [self.known(i) if i else None for i in n.inputs]
         if any(v is None and i for v, i in zip(vals, n.inputs, strict=True)):
             return False
-        if n.op in ("ConstantOfShape", "Expand", "Tile", "Range") and not self.fits(n, vals):
+        if not self.fits(n, vals):
             return False
         try:
             out = run_operator(n, vals)
@@ -183,6 +185,14 @@ class _Tracer:
     @staticmethod
     def fits(n: Node, vals: Sequence[np.ndarray | None]) -> bool:
         """Know the size before making the value: a ConstantOfShape can be of any size."""
+        if n.op in _BROADCAST or n.op in _COMPARE or n.op == "Where":
+            try:
+                shape = np.broadcast_shapes(*(v.shape for v in vals if v is not None))
+            except ValueError:
+                return False
+            return prod(shape) <= FOLD_LIMIT
+        if n.op not in ("ConstantOfShape", "Expand", "Tile", "Range"):
+            return True
         last = vals[-1]
         assert last is not None
         assert vals[0] is not None
@@ -292,6 +302,9 @@ class _Tracer:
                 raise ValueError("the branches give different shapes")
 
     def loop(self, n: Node) -> None:
+        if any(i in self.t.sequences for i in n.inputs[2:]):
+            trace_turns(n, self.t, self.known, self.graph)
+            return
         body, sh, ty = n.bodies["body"], self.t.shapes, self.t.types
         self.set(body.inputs[0], TensorProto.INT64, ())
         self.set(body.inputs[1], TensorProto.BOOL, ())
@@ -311,7 +324,7 @@ class _Tracer:
                     raise ValueError("a carried value changes its shape")
                 self.set(o, ty[inner], sh[inner])
             else:
-                count = int(trips) if trips is not None else self.t.binding.unknown
+                count = int(trips.item()) if trips is not None else self.t.binding.unknown
                 self.t.guessed = self.t.guessed or trips is None
                 self.set(o, ty[inner], (count, *sh[inner]))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import onnx
 from onnxprune.axes.view import View
 from onnxprune.check.copies import in_float32
 from onnxprune.check.verdict import Fed
+from onnxprune.errors import CheckFailed, OutOfMemory
 from onnxprune.runtime.feeds import Feeds
 from onnxprune.runtime.session import open_session
 
@@ -51,8 +53,21 @@ def outputs(
     extra: Iterable[str],
     folder: Path | None = None,
 ) -> list[dict[str, np.ndarray]]:
-    """What a model gives for each run, `extra` tensors included; raises Unreadable."""
+    """What a model gives for each run, `extra` tensors included; raises Unreadable, OutOfMemory."""
     with open_session(
         model, provider=case.provider, extra_outputs=tuple(extra), folder=folder or case.folder
     ) as session:
         return [session.run(run.feeds) for run in runs]
+
+
+@contextmanager
+def within_memory() -> Iterator[None]:
+    """Let a proof that does not fit into memory end as CheckFailed ("unproven")."""
+    try:
+        yield
+    except (OutOfMemory, MemoryError) as error:
+        raise CheckFailed(
+            "unproven: out of memory",
+            why=(error.why if isinstance(error, OutOfMemory) else str(error)) or None,
+            hint="smaller sizes with --dim batch=1 or --shape, or --no-verify to go without",
+        ) from error

@@ -6,12 +6,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 from onnx import GraphProto
 
 from onnxprune.axes.facts import Facts
-from onnxprune.errors import CheckFailed, PruneError
+from onnxprune.errors import CheckFailed, OutOfMemory, PruneError
 from onnxprune.graph.binding import Binding, candidates, free_inputs, is_dynamic
 from onnxprune.runtime.feeds import Feeds
 from onnxprune.runtime.session import Port, Session
@@ -129,21 +130,27 @@ def settings(facts: Facts, session: Session, seed: int) -> list[tuple[Setting, F
     """A setting that the open original runs on, or two of different sizes if it has dynamic dims.
 
     With each comes what the original gave, on values drawn with `seed`. The sizes under which it
-    was analysed come first. Raises CheckFailed ("unproven") with ONNX Runtime's reason.
+    was analysed come first. What is not smaller than a size that took too much memory is not tried.
+    Raises CheckFailed ("unproven") with ONNX Runtime's reason, OutOfMemory if it was that.
     """
     clues, why = hints(facts), ""
+    too_large: OutOfMemory | None = None
+    limit = _LARGEST + 1
     found: list[tuple[Setting, Feeds]] = []
     dynamic = is_dynamic(facts.model.proto.graph)
     styles: Sequence[str] = STYLES
     end = time.monotonic() + _PATIENCE
     for shapes, size in _sizes(facts):
-        if found and not _differ(shapes, found[0][0].shapes):
+        if (found and not _differ(shapes, found[0][0].shapes)) or _elements(shapes) >= limit:
             continue
         usable: tuple[Setting, Feeds] | None = None
         for style in styles:
             setting = Setting(shapes, style, size)
             try:
                 results = session.run(draw(session.inputs, setting, seed, clues))
+            except OutOfMemory as error:
+                too_large, limit = error, _elements(shapes)
+                break
             except PruneError as error:
                 why = why or error.why or error.what
                 continue
@@ -158,6 +165,8 @@ def settings(facts: Facts, session: Session, seed: int) -> list[tuple[Setting, F
             styles = [usable[0].style]
         if late or (found and not dynamic) or len(found) == 2:
             break
+    if not found and too_large is not None:
+        raise too_large
     if not found:
         raise CheckFailed(
             "unproven: the original can't be run", why=why or "no size fits its inputs",
@@ -171,6 +180,10 @@ def settings(facts: Facts, session: Session, seed: int) -> list[tuple[Setting, F
                 found.append((other, session.run(draw(session.inputs, other, seed, clues))))
                 break
     return found
+
+
+def _elements(shapes: Shapes) -> int:
+    return sum(prod(shape) for shape in shapes.values())
 
 
 def _differ(a: Shapes, b: Shapes) -> bool:
@@ -197,7 +210,7 @@ def _sizes(facts: Facts) -> Iterator[tuple[Shapes, int]]:
             shape = binding.shape(info)
             if shape is not None:
                 shapes[info.name] = shape
-        if shapes in tried or sum(int(np.prod(s)) for s in shapes.values()) > _LARGEST:
+        if shapes in tried or _elements(shapes) > _LARGEST:
             continue
         tried.append(shapes)
         yield shapes, binding.size

@@ -8,16 +8,19 @@ from dataclasses import replace
 import onnx
 
 from onnxprune.axes.view import View
+from onnxprune.check.case import within_memory
 from onnxprune.check.inputs import draw, hints, settings
 from onnxprune.check.verdict import Difference, Fed, Verdict, difference
 from onnxprune.runtime.session import open_session
 
 
+@within_memory()
 def verify_lossless(view: View, slim: onnx.ModelProto, *, provider: str = "cpu") -> Verdict:
     """Hold the slim model against the original itself, on two draws of inputs at every size.
 
     Raises:
-        CheckFailed: "unproven": the original runs on no inputs that could be found.
+        CheckFailed: "unproven": the original runs on no inputs that could be found, or not in the
+            memory that there is.
         MissingRuntime, UsageError: ONNX Runtime or the provider is not there.
     """
     start = time.perf_counter()

@@ -50,7 +50,7 @@ def measured(facts: Facts) -> list[tuple[Binding, Known]]:
                 fixed = facts.trace.binding.fixed
                 out.append((Binding(size=setting.size, fixed=fixed, shapes=setting.shapes), known))
             return out
-    except PruneError:
+    except (PruneError, MemoryError):
         return []  # no runtime, or a model that does not run: its unknown shapes stay pinned
 
 

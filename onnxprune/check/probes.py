@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from onnxprune.axes.facts import Facts
 from onnxprune.axes.view import View
 from onnxprune.graph.model import Node, walk
 
@@ -27,16 +28,7 @@ def probes(view: View, slim: onnx.ModelProto) -> dict[str, str]:
     For every output that is no float, or that depends on a choice (ArgMax, NMS), these are the
     last continuous tensors before it that both models have.
     """
-    model, types = view.facts.model, view.facts.trace.types
-    chosen: set[str] = set()
-    for node in model.graph.nodes:
-        inner = [n for body in node.bodies.values() for n in walk(body)]
-        picks = any(
-            n.op in CHOOSING and any(types.get(i) in FLOATS for i in n.inputs)
-            for n in (node, *inner)
-        )
-        if picks or any(i in chosen for i in reads(node)):
-            chosen.update(node.outputs)
+    model, types, chosen = view.facts.model, view.facts.trace.types, jumping(view.facts)
     names = comparable(view)
     there = {names[o] for o in produced(slim) & names.keys()}
 
@@ -57,6 +49,21 @@ def probes(view: View, slim: onnx.ModelProto) -> dict[str, str]:
             else:
                 todo.append(i)
     return found
+
+
+def jumping(facts: Facts) -> set[str]:
+    """Values of the main graph that depend on a choice."""
+    types = facts.trace.types
+    chosen: set[str] = set()
+    for node in facts.model.graph.nodes:
+        inner = [n for body in node.bodies.values() for n in walk(body)]
+        picks = any(
+            n.op in CHOOSING and any(types.get(i) in FLOATS for i in n.inputs)
+            for n in (node, *inner)
+        )
+        if picks or any(i in chosen for i in reads(node)):
+            chosen.update(node.outputs)
+    return chosen
 
 
 def reads(node: Node) -> Iterator[str]:

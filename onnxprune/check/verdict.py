@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 FLOAT32_TOLERANCE = 1e-4
 HALF_TOLERANCE = 1e-2
 
+_BLOCK = 1 << 20  # entries that are compared at once: what lies between takes no memory to speak of
 _NOTHING = 1e-30  # smaller magnitudes are zero: the range of float32 ends at 1e-38
 
 
@@ -104,26 +105,17 @@ def difference(tensor: str, masked: np.ndarray, slim: np.ndarray, share: float =
         return Difference(tensor, float(steps), allowed)
     if masked.dtype.kind not in "fcV":
         return Difference(tensor, float((masked != slim).mean()), allowed)
-    a, b = _wide(masked), _wide(slim)
-    finite = np.isfinite(a)
-    if not finite.all():
-        if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
-            return Difference(tensor, np.inf, allowed, "NaN or infinite values differ")
-        a, b = a[finite], b[finite]
-    if not np.isfinite(b).all():
-        return Difference(tensor, np.inf, allowed, "it has NaN or infinite values")
-    return Difference(tensor, relative(a, b), allowed)
-
-
-def relative(a: np.ndarray, b: np.ndarray) -> float:
-    """max|a - b| / max|a| of finite floats; inf where a is zero and b is not."""
-    if not a.size:
-        return 0.0
-    with np.errstate(over="ignore"):
-        distance, size = float(np.abs(a - b).max()), float(np.abs(a).max())
-    if distance <= _NOTHING:
-        return 0.0
-    return distance / size if size > _NOTHING else np.inf
+    distance = size = 0.0
+    for a, b in _blocks(masked, slim):
+        finite = np.isfinite(a)
+        if not finite.all():
+            if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+                return Difference(tensor, np.inf, allowed, "NaN or infinite values differ")
+            a, b = a[finite], b[finite]
+        if not np.isfinite(b).all():
+            return Difference(tensor, np.inf, allowed, "it has NaN or infinite values")
+        distance, size = max(distance, _distance(a, b)), max(size, _size(a))
+    return Difference(tensor, _relative(distance, size), allowed)
 
 
 def moved(before: np.ndarray, after: np.ndarray) -> float:
@@ -131,16 +123,39 @@ def moved(before: np.ndarray, after: np.ndarray) -> float:
 
     inf where one is finite and the other is not.
     """
-    if before.shape != after.shape or before.dtype.kind not in "fcV" or not before.size:
+    if before.shape != after.shape or before.dtype.kind not in "fcV":
         return 0.0
-    a, b = _wide(before), _wide(after)
-    finite = np.isfinite(a) & np.isfinite(b)
-    if not finite.all():
-        if (np.isfinite(a) != np.isfinite(b)).any():
-            return np.inf
-        a, b = a[finite], b[finite]
-    larger = a if not a.size or np.abs(a).max() >= np.abs(b).max() else b
-    return relative(larger, b if larger is a else a)
+    distance = size = 0.0
+    for a, b in _blocks(before, after):
+        finite = np.isfinite(a) & np.isfinite(b)
+        if not finite.all():
+            if (np.isfinite(a) != np.isfinite(b)).any():
+                return np.inf
+            a, b = a[finite], b[finite]
+        distance, size = max(distance, _distance(a, b)), max(size, _size(a), _size(b))
+    return _relative(distance, size)
+
+
+def _relative(distance: float, size: float) -> float:
+    if distance <= _NOTHING:
+        return 0.0
+    return distance / size if size > _NOTHING else np.inf
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.abs(a - b).max(initial=0))
+
+
+def _size(a: np.ndarray) -> float:
+    return float(np.abs(a).max(initial=0))
+
+
+def _blocks(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Two arrays of one shape, a million entries at a time, half types in float32."""
+    a, b = a.reshape(-1), b.reshape(-1)
+    for k in range(0, a.size, _BLOCK):
+        yield _wide(a[k : k + _BLOCK]), _wide(b[k : k + _BLOCK])
 
 
 def _wide(array: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from onnxprune.axes.view import View
-from onnxprune.check.case import Case, Run, outputs
+from onnxprune.check.case import Case, Run, outputs, within_memory
 from onnxprune.check.copies import has_odd_types, seeded
 from onnxprune.check.inputs import draw, hints, settings
 from onnxprune.check.probes import kept_part, probes
@@ -21,7 +21,7 @@ from onnxprune.check.steps import affordable, by_node
 from onnxprune.check.verdict import FLOAT32_TOLERANCE, Difference, Fed, Verdict, difference, moved
 from onnxprune.cut.cut import cut
 from onnxprune.cut.mask import masked
-from onnxprune.errors import CheckFailed, MissingRuntime, PruneError
+from onnxprune.errors import CheckFailed, MissingRuntime, OutOfMemory, PruneError
 from onnxprune.runtime.feeds import Feeds
 from onnxprune.runtime.session import open_session
 
@@ -31,6 +31,7 @@ _WEAK = 10 * FLOAT32_TOLERANCE
 """A mask that moves the outputs by less could hide an error in the tolerance."""
 
 
+@within_memory()
 def verify(
     view: View,
     slim: onnx.ModelProto,
@@ -60,7 +61,8 @@ def verify(
     Where only the outputs do not, it was rounding. A wrong model is a verdict, not an exception.
 
     Raises:
-        CheckFailed: "unproven": the original runs on no inputs that could be found.
+        CheckFailed: "unproven": the original runs on no inputs that could be found, or not in the
+            memory that there is.
         MissingRuntime, UsageError: ONNX Runtime or the provider is not there.
     """
     start = time.perf_counter()
@@ -71,6 +73,7 @@ def verify(
     folder = folder or model.source.folder
     slim_folder = slim_folder or folder
     full = scattered(view, slim, cut(view).weights, slim_folder) if own_weights else masked(view)
+    model.forget_arrays()  # what follows needs the memory
     case = Case(
         view, seeded(model.proto), seeded(full), seeded(slim), provider, folder, slim_folder
     )
@@ -100,7 +103,7 @@ def _runs(
     seeds: Sequence[int],
     unproven: CheckFailed | None = None,
 ) -> list[Run]:
-    """What to feed. Raises CheckFailed if the original can't be run."""
+    """What to feed. Raises CheckFailed if the original can't be run, OutOfMemory."""
     extra = tuple(probes(case.view, case.slim))
     try:
         with open_session(
@@ -117,6 +120,8 @@ def _runs(
                     runs.append(Run(values, Fed(setting.shapes, seed)))
                 runs[-len(seeds)] = replace(runs[-len(seeds)], before=before)
             return runs
+    except OutOfMemory:
+        raise
     except CheckFailed as error:
         raise unproven or error from error
     except PruneError as error:
@@ -133,6 +138,8 @@ def _compare(case: Case, runs: Sequence[Run]) -> Verdict:
     values = {model.in_file(o): o for o in model.graph.outputs} | extra
     try:
         full = outputs(case, case.masked, runs, extra)
+    except OutOfMemory:
+        raise
     except PruneError as error:
         raise CheckFailed("unproven: the masked original can't be run", why=error.why) from error
     distance = 0.0
@@ -144,6 +151,8 @@ def _compare(case: Case, runs: Sequence[Run]) -> Verdict:
     compared = tuple(dict.fromkeys(name for out in full for name in out))
     try:
         slim = outputs(case, case.slim, runs, extra, case.slim_folder)
+    except OutOfMemory:
+        raise
     except PruneError as error:
         why = f"the slim model does not run: {error.why or error.what}"
         return Verdict(False, np.inf, 0.0, compared=compared, moved=distance, first_bad=why)
@@ -162,20 +171,25 @@ def _compare(case: Case, runs: Sequence[Run]) -> Verdict:
         worst=worst.tensor, first_bad=str(worst) if worst.bad else "",
     )  # fmt: skip
     del full, slim
-    if verdict.passed and not affordable(case.view):
-        return verdict
     # One run that agrees is enough, the cheapest; of those that do not, all are looked into.
     cheapest = min(runs, key=lambda r: sum(a.size for a in r.feeds.values()))
+    if verdict.passed and not affordable(case.view, cheapest.feeds):
+        return verdict
     found = (_stepwise(case, run.feeds, verdict) for run in off or [cheapest])
     return min(found, key=lambda v: v.passed)
 
 
 def _stepwise(case: Case, feeds: Feeds, found: Verdict) -> Verdict:
     """Does every node agree on its own? Then what adds up to more was rounding."""
-    steps = by_node(
-        case.view, case.masked, case.slim, feeds,
-        provider=case.provider, folder=case.folder, slim_folder=case.slim_folder,
-    )  # fmt: skip
+    try:
+        steps = by_node(
+            case.view, case.masked, case.slim, feeds,
+            provider=case.provider, folder=case.folder, slim_folder=case.slim_folder,
+        )  # fmt: skip
+    except (OutOfMemory, MemoryError):
+        if not found.passed:
+            raise
+        return replace(found, notes=("the outputs alone were compared: nodes need more memory",))
     found = replace(found, nodes=steps.count)
     one = replace(
         found, max_rel_err=steps.worst.error, tolerance=steps.worst.tolerance,

@@ -9,12 +9,17 @@ from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf.unknown_fields import UnknownFieldSet
 from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from onnxprune.axes.facts import Facts
 from onnxprune.cut.unread import drop_unread
 from onnxprune.graph.files import write_tensor
 from onnxprune.graph.model import Constant, Model, Node, Path, Site, graph_at
+from onnxprune.graph.tensors import header, known_bytes, without
+
+_LARGE = 1 << 16
+"""Bytes from which a weight is copied only if it stays as it is."""
 
 
 class Edits:
@@ -23,8 +28,7 @@ class Edits:
     def __init__(self, facts: Facts) -> None:
         self.facts = facts
         self.model: Model = facts.model
-        self.proto = onnx.ModelProto()
-        self.proto.CopyFrom(self.model.proto)
+        self.proto, self._empty = _without_weights(self.model.proto)
         self.notes: list[str] = []
         self._graphs: dict[Path, GraphProto] = {}
         self._nodes: dict[Site, NodeProto] = {}
@@ -57,6 +61,8 @@ class Edits:
         """The stored tensor in the copy that a constant stands for."""
         graph = self.graph(c.site.path)
         if not c.is_node:
+            if not c.site.path:
+                self._fill(c.site.index)
             return graph.initializer[c.site.index]
         node = graph.node[c.site.index]
         for a in node.attribute:
@@ -70,12 +76,19 @@ class Edits:
 
     def stored(self, name: str) -> TensorProto:
         """The tensor that a name of the copy stands for, in the main graph or a Constant."""
-        for tensor in self.proto.graph.initializer:
+        for k, tensor in enumerate(self.proto.graph.initializer):
             if tensor.name == name:
+                self._fill(k)
                 return tensor
         return next(
             self.tensor(c) for c in self.model.constants.values() if c.name == name and c.is_node
         )
+
+    def _fill(self, k: int) -> None:
+        """Copy the values of a weight that was left without."""
+        if k in self._empty:
+            self._empty.remove(k)
+            self.proto.graph.initializer[k].CopyFrom(self.model.proto.graph.initializer[k])
 
     # -- changing things -----------------------------------------------------------------------
 
@@ -110,8 +123,9 @@ class Edits:
 
     def store(self, c: Constant, array: np.ndarray) -> None:
         """Replace the content of a stored tensor; its name, type and notes stay."""
-        tensor = self.tensor(c)
-        tensor.CopyFrom(write_tensor(tensor, array))
+        if not c.is_node and not c.site.path:
+            self._empty.discard(c.site.index)
+        self.tensor(c).CopyFrom(write_tensor(c.tensor, array))
         info = None if c.is_node else self._input(c.site.path, c.name)
         if info is not None:  # old files, and some new ones, list initializers as inputs too
             for d, size in zip(info.type.tensor_type.shape.dim, array.shape, strict=False):
@@ -255,6 +269,8 @@ class Edits:
 
         What they leave without a reader goes too.
         """
+        for k in sorted(self._empty):
+            self._fill(k)
         sites = {*self._before, *self._after, *self._gone}
         for path in {*(s.path for s in sites), *(p for p, _ in self._dropped)}:
             self.graph(path)  # found now: indices are about to move
@@ -275,3 +291,22 @@ class Edits:
                         del stored[k]
         drop_unread(self.proto, self.model.proto)
         return self.proto
+
+
+def _without_weights(model: onnx.ModelProto) -> tuple[onnx.ModelProto, set[int]]:
+    """A copy in which large weights have no values yet, and which of the initializers they are."""
+    copy = onnx.ModelProto()
+    if any(len(UnknownFieldSet(m)) for m in (model, model.graph)):  # of a newer onnx: all is kept
+        copy.CopyFrom(model)
+        return copy, set()
+    copy = without(model, "graph")
+    copy.graph.CopyFrom(without(model.graph, "initializer"))
+    empty = set()
+    for k, tensor in enumerate(model.graph.initializer):
+        if known_bytes(tensor) < _LARGE:
+            copy.graph.initializer.append(tensor)
+        else:
+            copy.graph.initializer.append(header(tensor))
+            copy.graph.initializer[k].dims.extend(tensor.dims)
+            empty.add(k)
+    return copy, empty

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import mmap
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from onnxprune.graph.tensors import (
     known_bytes,
     pieces,
     read_tensor,
+    serialised_bytes,
     stored_tensors,
     wants_data_file,
     without,
@@ -57,11 +59,10 @@ def load(model: str | os.PathLike[str] | ModelProto) -> Source:
     """A model from a file or from memory; raises Unreadable with the reason."""
     if isinstance(model, ModelProto):
         _check(model, "the model")
-        size = inline_bytes(model)  # a good guess, where protobuf can't say
-        return Source(model, None, None, model.ByteSize() if size <= INLINE_LIMIT else size)
+        return Source(model, None, None, serialised_bytes(model))
     path = Path(model)
     try:
-        data = path.read_bytes()
+        data = _content(path)
     except FileNotFoundError:
         raise Unreadable("no such file", where=str(path)) from None
     except IsADirectoryError:
@@ -69,7 +70,7 @@ def load(model: str | os.PathLike[str] | ModelProto) -> Source:
     except OSError as error:
         raise Unreadable("can't read the file", where=str(path), why=error.strerror) from None
     try:
-        proto = ModelProto.FromString(data)
+        proto = ModelProto.FromString(memoryview(data))  # type: ignore[arg-type]
     except DecodeError:
         raise Unreadable("not an ONNX model", where=str(path), why=_diagnose(data)) from None
     _check(proto, str(path), data)
@@ -79,7 +80,16 @@ def load(model: str | os.PathLike[str] | ModelProto) -> Source:
     return Source(proto, path, path.parent, size)
 
 
-def _check(proto: ModelProto, where: str, data: bytes | None = None) -> None:
+def _content(path: Path) -> bytes | mmap.mmap:
+    """The bytes of a file, mapped where that can be: weights are not read twice."""
+    with path.open("rb") as file:
+        try:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError):  # a pipe, an empty file
+            return file.read()
+
+
+def _check(proto: ModelProto, where: str, data: bytes | mmap.mmap | None = None) -> None:
     if not proto.ir_version or not proto.HasField("graph"):
         why = "it has no IR version or no graph" if data is None else _diagnose(data)
         raise Unreadable("not an ONNX model", where=where, why=why)
@@ -89,7 +99,7 @@ def _check(proto: ModelProto, where: str, data: bytes | None = None) -> None:
         raise Unreadable("the model has no nodes", where=where)
 
 
-def _diagnose(data: bytes) -> str:
+def _diagnose(data: bytes | mmap.mmap) -> str:
     head = data[:4096]
     if not data:
         return "the file is empty"

@@ -119,6 +119,10 @@ class Model:
             self._arrays[key] = read_tensor(constant.tensor, self.source.folder)
         return self._arrays[key]
 
+    def forget_arrays(self) -> None:
+        """Give the memory of what `array` has read back; it is read again when it is needed."""
+        self._arrays.clear()
+
     def in_file(self, value: str) -> str:
         """The name that a value has in the file."""
         return self.names.get(value, value)

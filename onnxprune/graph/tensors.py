@@ -122,6 +122,29 @@ def inline_bytes(model: ModelProto) -> int:
     return sum(known_bytes(t) for t in stored_tensors(model) if not is_external(t))
 
 
+def serialised_bytes(model: ModelProto) -> int:
+    """Bytes of the model as a file, counted: protobuf itself would have to write it to know."""
+    weights = (_framed(_serialised(t)) for t in model.graph.initializer)
+    graph = without(model.graph, "initializer").ByteSize() + sum(weights)
+    return without(model, "graph").ByteSize() + _framed(graph)
+
+
+def _framed(size: int) -> int:
+    """Bytes of a protobuf field of this many bytes: tag, length (7 bits a byte), and itself."""
+    return 1 + max(1, math.ceil(size.bit_length() / 7)) + size
+
+
+def _serialised(tensor: TensorProto) -> int:
+    if not tensor.HasField("raw_data") or is_external(tensor):
+        return tensor.ByteSize()
+    small = header(tensor)
+    small.dims.extend(tensor.dims)
+    small.external_data.extend(tensor.external_data)
+    if tensor.HasField("data_location"):
+        small.data_location = tensor.data_location
+    return small.ByteSize() + _framed(known_bytes(tensor))
+
+
 def known_bytes(tensor: TensorProto) -> int:
     """Bytes of a tensor's values, 0 where type and shape do not tell."""
     try:

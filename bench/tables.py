@@ -1,0 +1,161 @@
+r"""What pruning without training keeps: the README's table of accuracies.
+
+    python -m bench.tables DATA MODELS [--only REGEX] [--subsets 3] [--samples 1024]
+
+DATA holds `cifar10.npz` (uint8 NHWC images `calib_x` and `test_x`, labels `test_y`) and
+`imagenet_sample/` (224 x 224 images, the name starts with the class); MODELS the networks named
+below. Calibration images are drawn anew for each subset from images that are not scored; nothing
+was tuned on the scored ones. Every row is a run of the pipeline with `--target macs=...`; slicing
+has the same target and no repair. KL(original || slim) is in nats, of the softmax of the first
+output. A line of JSON a row goes to results/tables.jsonl as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from bench.accuracy import divergence, logits
+from onnxprune import pipeline
+from onnxprune.graph.files import load
+
+Feeds = Mapping[str, np.ndarray]
+_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+_STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images to calibrate with, and images to score with their labels."""
+
+    calib: np.ndarray
+    test: np.ndarray
+    labels: np.ndarray
+    batch: int
+
+
+@dataclass(frozen=True)
+class Row:
+    model: str
+    data: str
+    target: float
+    """MACs of the original over those that remain."""
+    ways: tuple[str, ...]
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "slice": {"criterion": "l2", "repair": "none"},
+    "linear": {"repair": "linear"},
+    "full": {"repair": "full"},
+    "closed": {"criterion": "moments", "repair": "auto"},
+    "synthetic": {"repair": "synthetic"},
+}
+DATA_FREE = ("slice", "closed", "synthetic")
+_ALL = ("slice", "linear", "full")
+ROWS = (
+    *(Row("resnet56_cifar10_folded", "cifar", t, _ALL) for t in (2.1, 2.57, 4.0)),
+    *(Row("resnet20_cifar10_folded", "cifar", t, _ALL) for t in (1.5, 2.1)),
+    *(
+        Row("imagenet_edgeopt_mbv2_int8_3.7M_dequantised_fp32", "imagenet", t, _ALL)
+        for t in (1.25, 1.43)
+    ),
+    *(Row("cifar10_resnet56", "cifar", t, ("closed", "synthetic")) for t in (1.5, 2.1)),
+)
+
+
+def cifar(folder: Path) -> Data:
+    d = np.load(folder / "cifar10.npz")
+    return Data(_normal(d["calib_x"]), _normal(d["test_x"]), d["test_y"], 32)
+
+
+def imagenet(folder: Path) -> Data:
+    files = sorted((folder / "imagenet_sample").glob("*.jpg"))
+    x = _normal(np.stack([np.asarray(Image.open(f).convert("RGB")) for f in files]))
+    y = np.array([int(f.name[:4]) for f in files])
+    return Data(x[::2], x[1::2], y[1::2], 10)
+
+
+def _normal(images: np.ndarray) -> np.ndarray:
+    """uint8 NHWC -> normalised float32 NCHW."""
+    x = (images.astype(np.float32) / 255 - _MEAN) / _STD
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+
+
+LOADERS: dict[str, Callable[[Path], Data]] = {"cifar": cifar, "imagenet": imagenet}
+
+
+def batches(x: np.ndarray, name: str, size: int) -> list[Feeds]:
+    return [{name: x[k : k + size]} for k in range(0, len(x), size)]
+
+
+def measured(
+    row: Row, data: Data, models: Path, args: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """A result a way of pruning, the mean over the subsets."""
+    source = load(models / f"{row.model}.onnx")
+    name = source.proto.graph.input[0].name
+    scored = batches(data.test, name, data.batch)
+    before = logits(source.proto, scored, source.folder)
+    for way in row.ways:
+        found = []
+        free = way in DATA_FREE
+        for subset in range(1 if free else args.subsets):
+            chosen = np.random.default_rng(subset).permutation(len(data.calib))[: args.samples]
+            calib = None if free else batches(data.calib[np.sort(chosen)], name, data.batch)
+            start = time.perf_counter()
+            result = pipeline.slim(
+                source, target=f"macs={1 / row.target}", calib=calib, verify=False, **WAYS[way]
+            )
+            seconds = time.perf_counter() - start
+            now = logits(result.model, scored, source.folder)
+            found.append((
+                100 * (now.argmax(axis=1) == data.labels).mean(), divergence(before, now), seconds,
+                1 / (1 - result.report.removed["macs"]),
+            ))  # fmt: skip
+        accuracy, kl, seconds, macs = np.mean(found, axis=0)
+        yield {
+            "model": row.model, "way": way, "macs": round(macs, 2), "runs": len(found),
+            "whole": round(100 * float((before.argmax(axis=1) == data.labels).mean()), 1),
+            "accuracy": round(accuracy, 1), "kl": round(kl, 3), "seconds": round(seconds),
+            "spread": round(float(np.ptp([f[0] for f in found])), 1),
+        }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("models", type=Path)
+    parser.add_argument("--only", default="", metavar="REGEX", help="of 'model macs way'")
+    parser.add_argument("--subsets", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=1024)
+    parser.add_argument("--out", type=Path, default=Path("results/tables.jsonl"))
+    args = parser.parse_args()
+    known: dict[str, Data] = {}
+    print("| network | MACs / | how | accuracy | KL | seconds |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for row in ROWS:
+        ways = tuple(w for w in row.ways if re.search(args.only, f"{row.model} {row.target} {w}"))
+        if not ways:
+            continue
+        if row.data not in known:
+            known[row.data] = LOADERS[row.data](args.data)
+        chosen = Row(row.model, row.data, row.target, ways)
+        for r in measured(chosen, known[row.data], args.models, args):
+            print(f"| {r['model']} ({r['whole']}) | {r['macs']} | {r['way']} | {r['accuracy']} "
+                  f"| {r['kl']} | {r['seconds']} |", flush=True)  # fmt: skip
+            args.out.parent.mkdir(exist_ok=True)
+            with args.out.open("a") as out:
+                out.write(json.dumps(r) + "\n")
+
+
+if __name__ == "__main__":
+    main()
