@@ -21,7 +21,7 @@ from models.train import evaluate, shifted, weights_of
 
 HERE = Path(__file__).parent
 BATCH, RATE, DECAY = 128, 2e-3, 0.02
-EPOCHS = {"lenet_300_100": 60, "lenet5": 16}
+EPOCHS = {"lenet_300_100": 30, "lenet5": 8}
 
 
 def lenet_300_100() -> onnx.ModelProto:
@@ -75,7 +75,7 @@ def train(name: str, x: Tensor, y: Tensor) -> onnx.ModelProto:
 
 
 def main(folder: Path, names: list[str]) -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     x, y = images(folder / "mnist_train.npz")
     test_x, test_y = images(folder / "mnist_test.npz")

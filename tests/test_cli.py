@@ -11,8 +11,8 @@ import onnx
 import pytest
 
 from onnxprune import pipeline
-from onnxprune.pipeline import slimming
 from onnxprune.cli.main import COMMANDS
+from onnxprune.pipeline import slimming
 from tests.commands import START, files, onnxprune
 
 # What it does

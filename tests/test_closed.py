@@ -234,6 +234,9 @@ def test_scores_are_what_a_repair_is_predicted_to_lose() -> None:
     """The first to go costs what the repair says that it leaves, over the output's variance."""
     rng = np.random.default_rng(4)
     model = _normed(rng.normal(0.3, 0.7, 8), rng.uniform(0.3, 1.5, 8))
+    weight = next(t for t in model.graph.initializer if t.name == "w")  # independent channels
+    root = np.diag([1, -1, 2, 1, 3, 1, 1, 2])[:, :, None, None]
+    weight.CopyFrom(numpy_helper.from_array(root.astype(np.float32), "w"))
     found = analysed(model)
     group = found.by_name("w")
     scores = closed_scores(found.solution, found.groups, 0.5)[group.id]

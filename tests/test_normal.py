@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
+import onnx
 import pytest
 from onnx import ModelProto, numpy_helper
 
@@ -92,7 +93,7 @@ def test_sums_products_and_parts_side_by_side() -> None:
     """Terms are taken as independent."""
     nodes = [
         ("Relu", ["n"], ["r"], {}),
-        ("Conv", ["x", "w"], ["c2"], {}),
+        ("Conv", ["x", "w_"], ["c2"], {}),
         ("BatchNormalization", ["c2", "gamma", "beta", "mean", "var"], ["n2"], {}),
         ("Add", ["r", "n2"], ["sum"], {}),
         ("Mul", ["r", "n2"], ["product"], {}),
@@ -100,7 +101,13 @@ def test_sums_products_and_parts_side_by_side() -> None:
         ("Split", ["both"], ["p", "q"], {"axis": 1, "num_outputs": 2}),
         ("Max", ["sum", "product", "p", "q"], ["v"], {}),
     ]
-    found = _found(_behind_a_norm(nodes), "r", "n2", "sum", "product", "both", "q")
+    model = _behind_a_norm(nodes)
+    weight = next(t for t in model.graph.initializer if t.name == "w")
+    other = onnx.TensorProto()
+    other.CopyFrom(weight)
+    other.name = "w_"
+    model.graph.initializer.append(other)
+    found = _found(model, "r", "n2", "sum", "product", "both", "q")
     (m, s), (m2, s2) = found["r"].moments, found["n2"].moments
     np.testing.assert_allclose(found["sum"].moments[0], m + m2)
     np.testing.assert_allclose(found["sum"].moments[1], s + s2, atol=1e-5)

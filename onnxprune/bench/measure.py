@@ -85,9 +85,12 @@ def measure(
             spent += time.perf_counter() - start
         done += next(iter(blocks[-1].values())).rounds
         timings = pool(blocks)
-        used = max(spent / budget.seconds, done / budget.rounds if budget.rounds else 0)
-        if budget.early and len(blocks) >= BLOCKS:
-            used = max(spent / _limit(budget, names), _sureness(timings, names, used >= 1))
+        if not budget.early:
+            used = max(spent / budget.seconds, done / budget.rounds if budget.rounds else 0)
+        else:
+            used, late = spent / _limit(budget, names), spent >= budget.seconds
+            if late or len(blocks) >= BLOCKS:
+                used = max(used, _sureness(timings, names, late))
         told = max(told, min(used, 1))
         tell(told)
         if used >= 1:

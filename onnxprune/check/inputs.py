@@ -12,6 +12,7 @@ import numpy as np
 from onnx import GraphProto
 
 from onnxprune.axes.facts import Facts
+from onnxprune.check.room import ensure_room, growth, least_bytes
 from onnxprune.errors import CheckFailed, OutOfMemory, PruneError
 from onnxprune.graph.binding import Binding, candidates, free_inputs, is_dynamic
 from onnxprune.runtime.feeds import Feeds
@@ -136,6 +137,7 @@ def settings(facts: Facts, session: Session, seed: int) -> list[tuple[Setting, F
     clues, why = hints(facts), ""
     too_large: OutOfMemory | None = None
     limit = _LARGEST + 1
+    least = least_bytes(facts) if session.providers[0] == "cpu" else 0
     found: list[tuple[Setting, Feeds]] = []
     dynamic = is_dynamic(facts.model.proto.graph)
     styles: Sequence[str] = STYLES
@@ -147,6 +149,7 @@ def settings(facts: Facts, session: Session, seed: int) -> list[tuple[Setting, F
         for style in styles:
             setting = Setting(shapes, style, size)
             try:
+                ensure_room(least * growth(facts, shapes))
                 results = session.run(draw(session.inputs, setting, seed, clues))
             except OutOfMemory as error:
                 too_large, limit = error, _elements(shapes)

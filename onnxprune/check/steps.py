@@ -14,17 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto
 
+from onnxprune.axes.facts import Facts
 from onnxprune.axes.view import View
 from onnxprune.check.copies import DRAWS
 from onnxprune.check.parts import Part, Whole
 from onnxprune.check.probes import FLOATS, comparable, kept_part, produced
+from onnxprune.check.room import growth, value_bytes
 from onnxprune.check.verdict import HALF_TOLERANCE, Difference, difference, moved
 from onnxprune.errors import OutOfMemory, PruneError
 from onnxprune.runtime.feeds import Feeds
@@ -139,18 +140,13 @@ def _sensitivity(step: Session, fed: Feeds, name: str, d: Difference) -> float:
 
 def affordable(view: View, feeds: Feeds) -> bool:
     """Is comparing all activations, on these inputs, done in a few seconds?"""
-    values = (o for n in view.facts.model.graph.nodes for o in n.outputs)
-    return _scale(view, feeds) * sum(_bytes(view, o) for o in values) <= _MOST
+    facts = view.facts
+    values = (o for n in facts.model.graph.nodes for o in n.outputs)
+    return _growth(facts, feeds) * sum(value_bytes(o, facts) for o in values) <= _MOST
 
 
-def _bytes(view: View, value: str) -> int:
-    return 4 * prod(view.facts.trace.shapes.get(value, ()))
-
-
-def _scale(view: View, feeds: Feeds) -> float:
-    """How much larger these inputs are than those of the analysis."""
-    analysed = sum(prod(view.facts.trace.shapes.get(i, ())) for i in view.facts.model.graph.inputs)
-    return sum(a.size for a in feeds.values()) / max(analysed, 1)
+def _growth(facts: Facts, feeds: Feeds) -> float:
+    return growth(facts, {name: array.shape for name, array in feeds.items()})
 
 
 def _chunks(
@@ -158,9 +154,9 @@ def _chunks(
 ) -> Iterator[list[str]]:
     """Tensors in order, cut where they would need too much memory."""
     chunk: list[str] = []
-    total, scale = 0.0, _scale(view, feeds)
+    total, scale = 0.0, _growth(view.facts, feeds)
     for name in wanted:
-        size = _bytes(view, values[name]) * scale
+        size = value_bytes(values[name], view.facts) * scale
         if chunk and total + size > _BUDGET:
             yield chunk
             chunk, total = [], 0.0

@@ -21,6 +21,8 @@ from onnxprune.choose.limits import ladder
 from onnxprune.cost.budget import CostModel, Quantity
 
 Array = NDArray[np.float64]
+Worth = Callable[[int, int, int], float]
+"""What a step of a group is worth: (position of the group, count below, count above)."""
 
 _RUNGS = 64
 """Blocks in which a group is removed before single steps settle the rest."""
@@ -182,10 +184,6 @@ def _steps(ladders: Mapping[int, NDArray[np.int64]], losses: Sequence[Array]) ->
         return _Steps(none.astype(np.int64), none, none, none.astype(bool))
     parts = (np.concatenate(p) for p in (owner, channels, loss, late))
     return _Steps(*parts)
-
-
-Worth = Callable[[int, int, int], float]
-"""What a step of a group is worth: (position of the group, count below, count above)."""
 
 
 def _settled(

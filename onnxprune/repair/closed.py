@@ -19,7 +19,6 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxprune.axes.facts import Facts
-from onnxprune.axes.rules import ELEMENTWISE
 from onnxprune.axes.solve import Group, Solution
 from onnxprune.axes.view import Mask, View
 from onnxprune.cut.weights import Stored
@@ -78,8 +77,9 @@ def closed_form(
     done = []
     if jobs:
         tell("finding what the removed channels held")
-    for r in _readings(view.facts, [j.layer for j in jobs.values()])[0]:
-        found = _repair(r, jobs[r.layer.node], model, view, weights_too)
+    for r in _readings(view.facts, [j.layer for j in jobs.values()]):
+        weights_of_it = weights_too and _tells_weights(r, view.facts)
+        found = _repair(r, jobs[r.layer.node], model, view, weights_of_it)
         if found is not None:
             done.append(found)
     return model, tuple(done)
@@ -91,49 +91,37 @@ def closed_scores(
     """(channels,) scores by group id: what is lost as each channel goes, never falling.
 
     OBS on the moments that need no data, a channel at a time, as `obs.obs_scores` does it on those
-    of calibration data: over the energy of what a layer's output ends in, so that losses of
-    different groups can be compared. Groups without a layer that can be followed have no entry;
-    channels beyond the share `most` are not ordered against each other: they stay longest.
+    of calibration data. A loss is relative to the variance of its layer's output (energies of sums
+    are worse known without data), so that groups can be compared. Groups without a layer that can
+    be followed have no entry; channels beyond the share `most` are not ordered against each other:
+    they stay longest.
     """
     facts, view = solution.facts, View.of(solution, (), {})
-    targets = {c: target(c, view) for c in layers(facts)}
-    end_of = {c: _end(t.end or c.out, facts) for c, t in targets.items()}
-    found, ends = _readings(facts, list(targets), list(end_of.values()))
     place = {int(r): (g.id, k) for g in groups for k, r in enumerate(g.roots)}
     parts: dict[int, list[tuple[Array, Array, NDArray[np.int64]]]] = {g.id: [] for g in groups}
-    for r in found:
+    for r in _readings(facts, layers(facts)):
         roots = solution.roots(r.layer.data, r.channels.axis)
         first = np.unique(r.channels.of, return_index=True)[1]
         owner = [place.get(int(roots[k]), (-1, -1)) for k in first]
         w = r.w
-        scale, end = targets[r.layer].scale, end_of[r.layer]
+        scale = target(r.layer, view).scale
         if scale is not None:
             w = np.asarray(w * scale.reshape(r.w.shape[0], 1, 1, -1), np.float64)
         rows = w.reshape(len(first), -1)
         _, cov = r.channels.moments
-        energy = ends.get(end) or float(np.einsum("cr,cr,c->", rows, rows, cov.diagonal()))
-        if not energy > 0 or not np.isfinite(energy):
+        power = float(np.einsum("cr,cr,c->", rows, rows, cov.diagonal()))
+        if not power > 0 or not np.isfinite(power):
             continue
-        inverse = np.asarray(np.linalg.inv(_with_ridge(cov)), np.float64)
-        for n in {o for o, _ in owner} - {-1}:
+        owners = {o for o, _ in owner} - {-1}
+        inverse = np.asarray(np.linalg.inv(_with_ridge(cov)), np.float64) if owners else cov
+        for n in owners:
             mine = np.array([k if o == n else -1 for o, k in owner])
-            parts[n].append((inverse, np.asarray(rows / np.sqrt(energy)), mine))
+            parts[n].append((inverse, np.asarray(rows / np.sqrt(power)), mine))
     out = {}
     for g in groups:
         if parts[g.id]:
             out[g.id] = _greedy(parts.pop(g.id), g.size, int(np.ceil(g.size * most)))
     return out
-
-
-def _end(value: str, facts: Facts) -> str:
-    """Follow a value through activations that alone read it."""
-    model = facts.model
-    while len(users := model.uses.get(value, [])) == 1 and value not in model.graph.outputs:
-        node = users[0][0]
-        if (node.domain, node.op) not in ELEMENTWISE or len(node.inputs) > 1 or node.site.path:
-            break
-        value = node.outputs[0]
-    return value
 
 
 def _greedy(
@@ -176,23 +164,26 @@ def _make_up(h: Cov, w: Cov, go: NDArray[np.int64]) -> None:
         h[go, go] = 1
 
 
-def _readings(
-    facts: Facts, wanted: Sequence[Consumer], ends: Sequence[str] = ()
-) -> tuple[list[_Reading], dict[str, float]]:
-    """What these layers read, and the energy of some values, summed over channels."""
+def _tells_weights(r: _Reading, facts: Facts) -> bool:
+    """Whether covariances tell more than means. Those from filters take what the filters read for
+    white, which tokens behind a layer norm are not.
+    """
+    tokens = not r.layer.is_conv and len(facts.trace.shapes[r.layer.data]) > 2
+    return r.channels.trusted or not tokens
+
+
+def _readings(facts: Facts, wanted: Sequence[Consumer]) -> list[_Reading]:
     by_value: dict[str, list[Consumer]] = {}
     for c in wanted:
         by_value.setdefault(c.data, []).append(c)
-    found, energies = [], {}
-    for value, x in walk(facts, [*by_value, *ends]):
-        if value in ends:
-            energies[value] = float(np.sum(x.mean**2) + np.sum(x.variance))
-        for c in by_value.get(value, ()):
+    found = []
+    for value, x in walk(facts, list(by_value)):
+        for c in by_value[value]:
             rows = weight_rows(c, facts, x.of)
             if rows is not None:
                 w = weight_of(c, facts)[:, rows]
                 found.append(_Reading(c, x, rows, w, _inside(c, facts, rows.shape[1])))
-    return found, energies
+    return found
 
 
 def _inside(c: Consumer, facts: Facts, taps: int) -> NDArray[np.float64]:

@@ -91,11 +91,9 @@ def widths_of(layer: Layer) -> list[tuple[int, int, int]]:
             return least
         return most if multiple >= block else max(least, most - less)
 
-    return [
-        (m, *(near(channels, narrows, m, less) for channels, narrows in
-              zip((layer.inputs, layer.outputs), layer.narrows, strict=True)))
-        for m, less in _LESS
-    ]  # fmt: skip
+    narrow_in, narrow_out = layer.narrows
+    return [(m, near(layer.inputs, narrow_in, m, less), near(layer.outputs, narrow_out, m, less))
+            for m, less in _LESS]  # fmt: skip
 
 
 def measure(
