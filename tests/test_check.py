@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,17 +11,21 @@ from onnx import TensorProto, helper, numpy_helper
 
 from models.builder import G
 from onnxprune.axes.view import View
+from onnxprune.check.case import outputs
 from onnxprune.check.files import verify_files
 from onnxprune.check.inputs import hints
+from onnxprune.check.parts import Part, Whole
 from onnxprune.check.probes import comparable, probes
+from onnxprune.check.room import growth, least_bytes
 from onnxprune.check.signature import signature_problems
 from onnxprune.check.steps import by_node
 from onnxprune.check.verdict import difference, moved, tolerance
 from onnxprune.check.verify import verify
 from onnxprune.cut.cut import cut
 from onnxprune.cut.mask import masked
-from onnxprune.errors import CheckFailed
+from onnxprune.errors import CheckFailed, OutOfMemory
 from onnxprune.graph.files import load, save
+from onnxprune.runtime.providers import failed
 from tests.test_wrong_cuts import changed, halved, input_of, keeping_all, small_net, solved, stored
 
 F32 = np.float32
@@ -384,3 +389,123 @@ def test_a_wrong_structure_of_a_repaired_model_fails() -> None:
     relu = next(n for n in slim.graph.node if n.op_type == "Relu")
     relu.op_type = "Tanh"
     assert not verify(view, slim, own_weights=True).passed
+
+
+# Memory
+
+
+def no_model_fits(size: int) -> View:
+    """A net whose output is spread over `size` columns."""
+    g = G(0)
+    x = g.relu(g.gemm(g.input("x", ["N", 6]), 8))
+    wide = g.op("Expand", g.gemm(x, 1), g.const(np.array([1, size], np.int64)))
+    return halved(solved(g.model(y=g.reduce("Max", wide, 1))))
+
+
+def test_too_little_memory_is_said_before_the_system_kills(monkeypatch: pytest.MonkeyPatch) -> None:
+    view = no_model_fits(1000)
+    monkeypatch.setattr("onnxprune.check.room.free_bytes", lambda: 1000)
+    with pytest.raises(CheckFailed, match="unproven: out of memory") as caught:
+        verify(view, cut(view).model)
+    assert caught.value.exit_code == 1
+    assert "GB are free" in str(caught.value)
+    assert "--no-verify" in str(caught.value)
+
+
+def test_what_the_runtime_can_not_allocate_is_no_wrong_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    view = no_model_fits(1 << 44)
+    monkeypatch.setattr("onnxprune.check.room.free_bytes", lambda: None)
+    with pytest.raises(CheckFailed, match="unproven: out of memory"):
+        verify(view, cut(view).model)
+
+
+def test_the_largest_size_that_fits_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    view = no_model_fits(1000)
+    monkeypatch.setattr("onnxprune.check.room.free_bytes", lambda: 6000)
+    verdict = verify(view, cut(view).model)
+    assert verdict.passed
+    assert {f.shapes["x"] for f in verdict.inputs} == {(1, 6)}
+
+
+@pytest.mark.parametrize("error", [OutOfMemory("no room"), MemoryError("no room")])
+@pytest.mark.parametrize("call", [0, 1])
+def test_no_memory_for_a_model_is_unproven(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, call: int
+) -> None:
+    """The masked original (0) or the slim model (1): neither is wrong for that."""
+    calls: list[int] = []
+
+    def run(*arguments: Any) -> Any:
+        calls.append(len(calls))
+        if calls[-1] == call:
+            raise error
+        return outputs(*arguments)
+
+    monkeypatch.setattr("onnxprune.check.verify.outputs", run)
+    view = halved(solved(small_net()))
+    with pytest.raises(CheckFailed, match="unproven: out of memory") as caught:
+        verify(view, cut(view).model)
+    assert "no room" in str(caught.value)
+
+
+def test_without_memory_for_the_nodes_the_outputs_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(*_: Any) -> Any:
+        raise OutOfMemory("no room")
+
+    monkeypatch.setattr("onnxprune.check.parts.Whole.open", opened)
+    view = halved(solved(small_net()))
+    right = cut(view).model
+    verdict = verify(view, right)
+    assert verdict.passed
+    assert "outputs alone" in " ".join(verdict.notes)
+    with pytest.raises(CheckFailed, match="unproven: out of memory"):
+        verify(view, changed(right, input_of(right, "Conv", 1), lambda w: w[::-1]))
+
+
+@pytest.mark.parametrize(
+    ("says", "is_memory"),
+    [
+        (MemoryError("std::bad_alloc"), True),
+        (RuntimeError("Failed to allocate memory for requested buffer of size 157351936"), True),
+        (RuntimeError("CUDA failure 2: out of memory ; GPU=0"), True),
+        (RuntimeError("bad allocation"), True),
+        (RuntimeError("Non-zero status code returned while running Conv node"), False),
+    ],
+)
+def test_errors_that_mean_memory(says: Exception, is_memory: bool) -> None:
+    assert isinstance(failed("it does not run", says), OutOfMemory) == is_memory
+
+
+def test_activations_are_counted_while_they_live() -> None:
+    g = G(0)
+    x = g.input("x", [1, 1000])
+    a = g.op("MatMul", x, g.weight(1000, 500))
+    b = g.op("MatMul", a, g.weight(500, 250))  # a and b
+    c = g.op("MatMul", b, g.weight(250, 100))  # b and c: less
+    facts = solved(g.model(y=g.op("MatMul", c, g.weight(100, 10)))).facts
+    assert least_bytes(facts) == 4 * 500  # b may take the place of a
+    assert growth(facts, {"x": (3, 1000)}) == 3
+
+
+def test_by_node_hands_on_what_is_read_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A skip connection over all parts; every node of the masked original runs once."""
+    g = G(0)
+    x = first = g.relu(g.conv(g.input("x", [1, 3, 8, 8]), 8))
+    for _ in range(3):
+        x = g.relu(g.conv(x, 8))
+    view = halved(solved(g.model(y=g.conv(g.concat(x, first), 4))))
+    slim, feeds = cut(view).model, {"x": np.ones((1, 3, 8, 8), F32)}
+    full, opened, plain = masked(view), list[int](), Whole.open
+
+    def counted(whole: Whole, part: Part, *rest: Any) -> Any:
+        if whole.model is full:
+            opened.extend(part.nodes)
+        return plain(whole, part, *rest)
+
+    monkeypatch.setattr(Whole, "open", counted)
+    monkeypatch.setattr("onnxprune.check.steps._BUDGET", 1)
+    steps = by_node(view, full, slim, feeds)
+    assert (steps.first_bad, steps.stuck) == ("", "")
+    assert sorted(opened) == list(range(len(full.graph.node)))

@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+from google.protobuf.unknown_fields import UnknownFieldSet
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from models.builder import G
@@ -225,3 +226,12 @@ def test_integer_weights_stay_integers(name: str) -> None:
     shrunk = [t for t in after.values() if t.name in before and t.dims != before[t.name].dims]
     assert any(t.data_type in small for t in shrunk)
     assert all(t.data_type == before[t.name].data_type for t in shrunk)
+
+
+def test_fields_of_a_newer_onnx_stay() -> None:
+    """Field 999 is none that this onnx knows."""
+    unknown = b"\xba\x3e\x05later"
+    before = ModelProto.FromString(model("conv_bn_relu").SerializeToString() + unknown)
+    before.graph.MergeFromString(unknown)
+    after = pipeline.slim(before, ratio=0.5, repair="none", verify=False).model
+    assert [len(UnknownFieldSet(m)) for m in (after, after.graph)] == [1, 1]

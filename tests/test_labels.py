@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
+from onnxprune.axes.components import components
 from onnxprune.axes.facts import Facts
 from onnxprune.axes.labels import Labels, Vector, pinned
 from onnxprune.axes.solve import Solution, choices, freeze, labels_of, solve
@@ -193,3 +196,19 @@ def test_nested_choices_are_made_from_the_inside() -> None:
         s = freeze(s, labels_of(s, open_[0].outer))
         steps += 1
     assert steps == 2
+
+
+@pytest.mark.parametrize("kind", ["none", "random", "dense", "chain", "shuffled chain", "star"])
+def test_components(kind: str) -> None:
+    rng, n = np.random.default_rng(0), 400
+    order = np.arange(n) if kind == "chain" else rng.permutation(n)
+    a, b = {
+        "none": (order[:0], order[:0]),
+        "random": (rng.integers(0, n, 150), rng.integers(0, n, 150)),
+        "dense": (rng.integers(0, n, 2000), rng.integers(0, n, 2000)),
+        "chain": (order[:-1], order[1:]),
+        "shuffled chain": (order[:-1], order[1:]),
+        "star": (np.full(n - 1, n - 1), np.arange(n - 1)),
+    }[kind]
+    graph = coo_matrix((np.ones(len(a), bool), (a, b)), shape=(n, n))
+    assert np.array_equal(components(n, a, b), connected_components(graph, directed=False)[1])

@@ -113,7 +113,7 @@ def test_repaired_weights_are_no_plain_slices(done: Path, tmp_path: Path) -> Non
 # Refused
 
 
-@pytest.mark.parametrize("how", [("--criterion", "obs"), ("--repair", "linear")])
+@pytest.mark.parametrize("how", [("--criterion", "obs"), ("--repair", "full")])
 def test_what_needs_samples_says_so(net: Path, how: tuple[str, str]) -> None:
     ended = onnxprune("slim", net, "--ratio", 0.5, *how)
     assert ended.code == 2
@@ -123,7 +123,7 @@ def test_what_needs_samples_says_so(net: Path, how: tuple[str, str]) -> None:
 
 def test_the_library_needs_samples_too(net: Path) -> None:
     with pytest.raises(UsageError, match="calibration"):
-        pipeline.slim(net, ratio=0.5, repair="linear")
+        pipeline.slim(net, ratio=0.5, repair="full")
 
 
 @pytest.mark.parametrize(

@@ -241,3 +241,27 @@ def test_repair_is_the_same_again(tmp_path: Path) -> None:
         for memory in (0, 10**9)
     ]
     assert runs[0] == runs[1]
+
+
+def test_a_head_of_two_dense_layers_behind_a_mean_is_repaired() -> None:
+    """The first of them is fitted at every position, but moves as the dense layer that it is."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "w1": rng.standard_normal((12, 3, 3, 3)).astype(np.float32),
+        "w2": rng.standard_normal((16, 12)).astype(np.float32),
+        "w3": rng.standard_normal((5, 16)).astype(np.float32),
+    }
+    nodes: list[Any] = [
+        ("Conv", ["x", "w1"], ["a"], {"pads": [1, 1, 1, 1]}),
+        ("Relu", ["a"], ["b"], {}),
+        ("GlobalAveragePool", ["b"], ["c"], {}),
+        ("Flatten", ["c"], ["d"], {}),
+        ("Gemm", ["d", "w2"], ["e"], {"transB": 1}),
+        ("Relu", ["e"], ["f"], {}),
+        ("Gemm", ["f", "w3"], ["y"], {"transB": 1}),
+    ]
+    model = model_of(nodes, weights, ["n", 3, 8, 8], ["n", 5])
+    sliced = pipeline.slim(model, ratio=0.5, criterion="l2", repair="none").model
+    full = pipeline.slim(model, ratio=0.5, criterion="l2", calib=_batches(16, 32)).model
+    before, after = _output_errors(model, sliced, full)
+    assert after < 0.5 * before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from io import StringIO
@@ -149,6 +150,11 @@ def test_advice_is_true_for_the_numbers() -> None:
     assert len(unseen) == 2
 
 
+def table_rows(text: str) -> list[str]:
+    """Lines that begin with a group's name and its channels."""
+    return [line for line in text.splitlines() if re.match(r"conv_\S+ +\d+ ", line)]
+
+
 @pytest.fixture(scope="module")
 def both() -> tuple[CriteriaStudy, Sensitivity]:
     """Both studies of one network with all criteria."""
@@ -167,7 +173,7 @@ def test_tables_fit_a_narrow_terminal(
     print_criteria(both[0], console, True)
     print_sensitivity(both[1], console, True)
     lines = console.export_text().splitlines()
-    assert sum(line.startswith("conv_") for line in lines) == 2 * 6
+    assert len(table_rows("\n".join(lines))) == 2 * 6
     assert not [line for line in lines if "\N{HORIZONTAL ELLIPSIS}" in line]
     assert len([line for line in lines if line.startswith("10 obs ")]) == 1
 
@@ -349,7 +355,7 @@ def test_sensitivity_as_a_table(done: tuple[Ended, Path]) -> None:
     ended, _ = done
     assert ended.code == 0, ended.err
     assert "32 calibration samples" in ended.out
-    rows = [line for line in ended.out.splitlines() if line.startswith("conv_")]
+    rows = table_rows(ended.out)
     assert len(rows) == 6
     assert rows[0].startswith("conv_0.weight"), "the residual stream is the most sensitive"
     assert "6 of 6 groups can lose 50% of their channels" in ended.out

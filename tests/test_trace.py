@@ -10,7 +10,7 @@ import onnx.parser
 import pytest
 from onnx import TensorProto, helper
 
-from onnxprune.axes.analyse import trace_pair
+from onnxprune.axes.analyse import facts_of, trace_pair
 from onnxprune.axes.trace import Trace
 from onnxprune.graph.binding import free_inputs
 from onnxprune.graph.files import load
@@ -139,3 +139,54 @@ def test_elements_of_a_sequence(attributes: str, position: int, shape: tuple[int
     a, _ = trace_pair(m)
     assert a.shapes["y"] == shape
     assert a.types["y"] == TensorProto.FLOAT
+
+
+LOOP = """g (float[N, 7, 4] x) => (float y, float z) {{
+    begins = Constant <value: tensor = int64[2] {{0, 2}}> ()
+    ends = Constant <value: tensor = int64[2] {{2, 7}}> ()
+    axes = Constant <value: tensor = int64[1] {{1}}> ()
+    count = Constant <value: tensor = int64[1] {{{count}}}> ()
+    go = Constant <value: tensor = bool {{1}}> ()
+    none = SequenceEmpty()
+    parts = Loop <body = turn (int64 i, bool c, seq(float) had) => (bool d, seq(float) has) {{
+        first = Gather(begins, i)
+        last = Gather(ends, i)
+        zero = Constant <value: tensor = int64[1] {{0}}> ()
+        one = Unsqueeze(first, zero)
+        two = Unsqueeze(last, zero)
+        part = Slice(x, one, two, axes)
+        same = Relu(x)
+        has = SequenceInsert(had, part)
+        d = Identity(c)
+    }}> (count, go, none)
+    p = Constant <value: tensor = int64 {{0}}> ()
+    q = Constant <value: tensor = int64 {{1}}> ()
+    y = SequenceAt(parts, p)
+    z = SequenceAt(parts, q)
+}}"""
+
+
+def test_a_loop_over_a_sequence_is_traced_turn_by_turn() -> None:
+    a, b = trace_pair(model(LOOP.format(count=2)))
+    assert not a.failures
+    assert (a.shapes["y"], a.shapes["z"]) == ((2, 2, 4), (2, 5, 4))
+    assert (b.shapes["y"], b.shapes["z"]) == ((3, 2, 4), (3, 5, 4))
+    # Of what differs from turn to turn nothing may be taken for known.
+    assert a.shapes["same"] == (2, 7, 4)
+    assert not {"part", "has"} & (a.shapes.keys() | a.sequences.keys())
+    assert not {"i", "first", "last", "one", "two"} & a.values.keys()
+
+
+@pytest.mark.parametrize("count", [1, 100])
+def test_turns_that_can_not_be_followed_are_told(count: int) -> None:
+    a, _ = trace_pair(model(LOOP.format(count=count)))
+    assert "z" in dict(a.failures)
+
+
+def test_an_axis_that_takes_one_size_only_is_noted() -> None:
+    m = model("""g (float[N, T] x) => (float[N, 4] y) <float[9, 4] w = {
+        1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1}>
+        { y = MatMul(x, w) }""")
+    (note,) = facts_of(m).notes
+    assert note.startswith("'T' was analysed at 9 alone")
+    assert not facts_of(m, fixed={"T": 9}).notes

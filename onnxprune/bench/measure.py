@@ -69,14 +69,7 @@ def measure(
             opening = time.perf_counter() - start
             a_round = _warm_up(runs)
             start = time.perf_counter()
-            if budget.rounds is None:
-                wish = max(_BLOCK_SECONDS, _OPENING_SHARE * opening, _BLOCK_ROUNDS * a_round)
-                late = spent >= budget.seconds
-                left = (_limit(budget, names) if late else budget.seconds) - spent
-                rounds, seconds = None, min(wish, left)
-            else:
-                share = max(_BLOCK_ROUNDS, math.ceil(budget.rounds / BLOCKS))
-                rounds, seconds = min(share, budget.rounds - done), budget.seconds - spent
+            rounds, seconds = _block(budget, names, spent, done, opening, a_round)
             in_order = {name: runs[name] for name in names}
             seed = len(blocks)
             blocks.append(
@@ -85,16 +78,41 @@ def measure(
             spent += time.perf_counter() - start
         done += next(iter(blocks[-1].values())).rounds
         timings = pool(blocks)
-        if not budget.early:
-            used = max(spent / budget.seconds, done / budget.rounds if budget.rounds else 0)
-        else:
-            used, late = spent / _limit(budget, names), spent >= budget.seconds
-            if late or len(blocks) >= BLOCKS:
-                used = max(used, _sureness(timings, names, late))
+        used = _used(budget, timings, names, spent)
         told = max(told, min(used, 1))
         tell(told)
         if used >= 1:
             return timings
+
+
+def _block(
+    budget: Budget,
+    names: Sequence[str],
+    spent: float,
+    done: int,
+    opening: float,
+    a_round: float,
+) -> tuple[int | None, float]:
+    """Rounds and seconds of the next block, which ends with the first that is reached."""
+    if budget.rounds is not None:
+        share = max(_BLOCK_ROUNDS, math.ceil(budget.rounds / BLOCKS))
+        return min(share, budget.rounds - done), budget.seconds - spent
+    wish = max(_BLOCK_SECONDS, _OPENING_SHARE * opening, _BLOCK_ROUNDS * a_round)
+    end = budget.seconds if spent < budget.seconds else _limit(budget, names)
+    return None, min(wish, end - spent)
+
+
+def _used(
+    budget: Budget, timings: Mapping[str, Timing], names: Sequence[str], spent: float
+) -> float:
+    """What share of the work is done; from 1 on it is enough."""
+    blocks = timings[names[0]].blocks
+    if not budget.early:
+        rounds = sum(blocks) / budget.rounds if budget.rounds else 0
+        return max(spent / budget.seconds, rounds)
+    late = spent >= budget.seconds
+    sure = _sureness(timings, names, late) if late or len(blocks) >= BLOCKS else 0
+    return max(spent / _limit(budget, names), sure)
 
 
 def _limit(budget: Budget, names: Sequence[str]) -> float:

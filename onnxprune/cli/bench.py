@@ -33,7 +33,7 @@ def _batches(ctx: click.Context, param: click.Parameter, value: str | None) -> t
               help="Batch sizes. Default: the model's, or 1.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), help="Default: a thread a core.")
 @click.option("--duration", type=click.FloatRange(0, min_open=True), metavar="SECONDS",
-              help="Of timing a case. Default: until it is sure to 1 %, a minute at most.",
+              help="Of timing a case. Default: until it is sure to 1 %, or a minute to 2 %.",
               )  # fmt: skip
 @click.option("--runs", type=click.IntRange(1), help="Rounds a case, instead.")
 @click.option("--calib", type=click.Path(path_type=Path),

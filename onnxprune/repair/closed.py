@@ -36,6 +36,10 @@ _STEPS = 48
 """Rounds in which a group's channels go; a large group loses several at a time."""
 
 
+EXACT = 1e-4
+"""Share of the error that may be left where moments are not known well."""
+
+
 @dataclass(frozen=True)
 class Closed(Fitted):
     """What the closed form did to a layer: the error that the moments predict, before and after."""
@@ -78,8 +82,9 @@ def closed_form(
     if jobs:
         tell("finding what the removed channels held")
     for r in _readings(view.facts, [j.layer for j in jobs.values()]):
-        weights_of_it = weights_too and _tells_weights(r, view.facts)
-        found = _repair(r, jobs[r.layer.node], model, view, weights_of_it)
+        if not (weights_too or r.channels.trusted):
+            continue  # means alone are only known from norms
+        found = _repair(r, jobs[r.layer.node], model, view, weights_too)
         if found is not None:
             done.append(found)
     return model, tuple(done)
@@ -113,7 +118,9 @@ def closed_scores(
         if not power > 0 or not np.isfinite(power):
             continue
         owners = {o for o, _ in owner} - {-1}
-        inverse = np.asarray(np.linalg.inv(_with_ridge(cov)), np.float64) if owners else cov
+        if not owners:
+            continue
+        inverse = np.asarray(np.linalg.inv(_with_ridge(cov)), np.float64)
         for n in owners:
             mine = np.array([k if o == n else -1 for o, k in owner])
             parts[n].append((inverse, np.asarray(rows / np.sqrt(power)), mine))
@@ -164,12 +171,12 @@ def _make_up(h: Cov, w: Cov, go: NDArray[np.int64]) -> None:
         h[go, go] = 1
 
 
-def _tells_weights(r: _Reading, facts: Facts) -> bool:
-    """Whether covariances tell more than means. Those from filters take what the filters read for
-    white, which tokens behind a layer norm are not.
+def _is_known(r: _Reading) -> bool:
+    """Whether moments are worth acting on. Without norms they take what filters read for white:
+    good enough for convolutions, but dense layers lost more by it than they gained, but where
+    others can stand in for what went almost exactly.
     """
-    tokens = not r.layer.is_conv and len(facts.trace.shapes[r.layer.data]) > 2
-    return r.channels.trusted or not tokens
+    return r.channels.trusted or r.layer.is_conv
 
 
 def _readings(facts: Facts, wanted: Sequence[Consumer]) -> list[_Reading]:
@@ -246,6 +253,8 @@ def _repair(
         narrow = w.astype(np.float32)
         power += float(np.vdot(narrow, np.tensordot(s, narrow, axes=1)))
     if not np.isfinite(new).all() or not after < before or not power > 0:
+        return None
+    if not _is_known(r) and after > EXACT * before:
         return None
     write(job, model, new.reshape(old.shape))
     form = "norms" if r.channels.trusted else "filters"

@@ -80,7 +80,8 @@ def pairs_of(view: View, model: onnx.ModelProto, jobs: Sequence[Job]) -> dict[Jo
 
 
 def _fits(pair: Pair) -> bool:
-    return int(pair.producer.kept.sum()) <= _WIDEST
+    """Whether a step is affordable, and the producer reads what it multiplies (not its mean)."""
+    return int(pair.producer.kept.sum()) <= _WIDEST and pair.producer.was is None
 
 
 def _producers(

@@ -66,10 +66,13 @@ def _matrix(study: CriteriaStudy) -> Table:
 
 
 def _number(value: float | None) -> str:
-    """In three characters where it can be: columns are many and terminals narrow."""
+    """In three characters: columns are many and terminals narrow."""
     if value is None:
         return "-"
-    return "1.0" if value >= 0.995 else f"{value:.2f}".replace("0.", ".", 1)
+    if value >= 0.995 or value <= -0.95:
+        return "1.0" if value > 0 else "-1"
+    text = f"{abs(value):.2f}" if value > -0.005 else f"{value:.1f}"
+    return text.replace("0.", ".", 1)
 
 
 def _spreads(study: CriteriaStudy, gap: int) -> Table:
