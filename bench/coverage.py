@@ -62,7 +62,8 @@ def ours(file: Path, args: argparse.Namespace) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "slim.onnx"
         program = Path(sys.executable).with_name("onnxprune")
-        command = [program, "slim", file, "-o", out, "--ratio", args.ratio, "--json"]
+        command = [program, "slim", file, "-o", out, "--ratio", args.ratio, "--repair", "none",
+                   "--json"]  # fmt: skip
         done = isolated.run([str(c) for c in command], timeout=args.timeout,
                             memory_gb=args.memory)  # fmt: skip
     row: Row = {"by": OURS, "exit": done.code, "seconds": round(done.seconds, 2)}

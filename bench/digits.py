@@ -38,7 +38,7 @@ def main() -> None:
     for name in NETWORKS:
         source = load(MODELS / f"digits_{name}.onnx")
         batches = calibration(MODELS / "digits_calib.npz", source, 256)
-        for how, calib in (("sliced", None), ("with `--calib`", batches)):
+        for how, calib in (("without data", None), ("with `--calib`", batches)):
             cells = [f"{accuracy(source.proto, x, y):.1%}"]
             for ratio in RATIOS:
                 result = onnxprune.slim(source, ratio=ratio, calib=calib)

@@ -4,13 +4,17 @@ import contextlib
 import json
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
 from onnxprune import pipeline
+from onnxprune.bench import compare
+from onnxprune.bench.settings import Settings
 from onnxprune.cli.main import COMMANDS
 from onnxprune.pipeline import slimming
 from tests.commands import START, files, onnxprune
@@ -212,3 +216,16 @@ def test_every_command_helps(command: str) -> None:
     assert ended.code == 0
     assert ended.out.startswith(f"Usage: onnxprune {command} ")
     assert command in onnxprune("--help").out
+
+
+def test_slim_times_what_it_made(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = compare.compare
+
+    def quick(models: Any, settings: Settings, tell: Any) -> Any:
+        return real(models, replace(settings, runs=3, memory=False), tell)
+
+    monkeypatch.setattr(compare, "compare", quick)
+    ended = onnxprune("slim", net, "--ratio", 0.5, "--bench", "--json")
+    assert ended.code == 0
+    (case,) = json.loads(ended.out)["bench"]["cases"]
+    assert [row["model"] for row in case["rows"]] == ["original", "slim"]

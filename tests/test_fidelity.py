@@ -231,7 +231,17 @@ def test_integer_weights_stay_integers(name: str) -> None:
 def test_fields_of_a_newer_onnx_stay() -> None:
     """Field 999 is none that this onnx knows."""
     unknown = b"\xba\x3e\x05later"
-    before = ModelProto.FromString(model("conv_bn_relu").SerializeToString() + unknown)
+    before = ModelProto.FromString(model("conv_bn").SerializeToString() + unknown)
     before.graph.MergeFromString(unknown)
     after = pipeline.slim(before, ratio=0.5, repair="none", verify=False).model
     assert [len(UnknownFieldSet(m)) for m in (after, after.graph)] == [1, 1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_that_are_copied_late_are_the_same(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large weights are copied only if they stay as they are; here all of them are large."""
+    monkeypatch.setattr("onnxprune.cut.edits._LARGE", 0)
+    view = halved(name).analysis.view(halved(name).kept)
+    assert cut(view).model == halved(name).model

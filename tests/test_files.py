@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from models.zoo import ZOO
 from onnxprune.errors import Unreadable
 from onnxprune.graph.files import fingerprint, load, read_tensor, stored_tensors, write_tensor
 
@@ -207,3 +208,16 @@ def test_missing_short_and_lying_data_files(tmp_path: Path) -> None:
     data.mkdir()
     with pytest.raises(Unreadable):
         read_tensor(weight, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["conv_bn", "lstm", "constant_nodes", "qdq", "external"])
+def test_the_size_of_a_file_is_counted_right(name: str) -> None:
+    model = ModelProto()
+    model.CopyFrom(ZOO["conv_bn" if name == "external" else name](0))
+    if name == "external":
+        tensor = model.graph.initializer[0]
+        tensor.external_data.add(key="location", value="weights")
+        tensor.data_location = TensorProto.EXTERNAL
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros(40_000, np.int8), "large"))
+    model.graph.initializer.append(helper.make_tensor("typed", TensorProto.FLOAT, [2], [1, 2]))
+    assert load(model).size == len(model.SerializeToString())

@@ -4,11 +4,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from onnxprune.axes.analyse import facts_of
+from onnxprune.cli.images import image_options
 from onnxprune.errors import PruneError, Unreadable, UsageError
 from onnxprune.graph.files import load
 from onnxprune.graph.model import normalise
@@ -245,3 +248,40 @@ def test_notes_on_samples() -> None:
     assert _notes(same) == "calibration: all samples are the same"
     rate = [{**b, "rate": np.ones((32, 1))} for b in many]
     assert _notes(rate) == "calibration: input rate is the same in all samples"
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    ("args", "images"),
+    [
+        ([], None),
+        (["--image-size", "32"], Images((32, 32))),
+        (["--image-size", "32x48"], Images((32, 48))),
+        (["--image-mean", "0.5", "--image-std", "0.25"], Images(None, (0.5,), (0.25,))),
+        (["--image-mean", "0"], Images(None, (0.0,))),
+        (["--image-mean", "0.1,0.2, 0.3"], Images(None, (0.1, 0.2, 0.3))),
+        (["--image-layout", "nhwc"], Images(layout="nhwc")),
+        (["--image-size", "0"], "not N or HEIGHTxWIDTH"),
+        (["--image-size", "3x"], "not N or HEIGHTxWIDTH"),
+        (["--image-mean", "a,b,c"], "one number or three"),
+        (["--image-std", "1,2"], "one number or three"),
+    ],
+)
+def test_options(args: list[str], images: Images | str | None) -> None:
+    seen = []
+
+    @click.command()
+    @image_options
+    @click.option("--other", default=3)
+    def command(other: int, images: Images | None) -> None:
+        seen.append((other, images))
+
+    result = CliRunner().invoke(command, args)
+    if isinstance(images, str):
+        assert result.exit_code == 2
+        assert images in result.output
+    else:
+        assert result.exit_code == 0, result.output
+        assert seen == [(3, images)]

@@ -92,13 +92,14 @@ def _check(
     models: Sequence[Path], sweeping: bool, reports: Sequence[Path], how: dict[str, Any]
 ) -> None:
     """Refuse what makes no sense before anything is loaded."""
+    from onnxprune.report.write import check_kind
+
     if sweeping and len(models) > 1:
         raise UsageError("--sweep takes one model: it makes the others")
     if sweeping and how["per_layer"]:
         raise UsageError("--sweep and --per-layer exclude each other")
     for path in reports:
-        if path.suffix != ".json":
-            raise UsageError("unknown kind of report", where=str(path), hint="name it *.json")
+        check_kind(path)
         if not path.parent.is_dir():
             raise UsageError("the output folder does not exist", where=str(path.parent))
         if path.is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,7 @@ _HELD_OUT = 128
 @click.option("--no-verify", is_flag=True, help="Skip the proof.")
 @click.option("--provider", type=click.Choice(["cpu", "cuda", "tensorrt"]), default="cpu",
               show_default=True, help="Where the proof runs.")  # fmt: skip
+@click.option("--bench", is_flag=True, help="Time the slim model against the original.")
 @click.option("--seed", default=0, show_default=True)
 @sizes
 @json_flag
@@ -76,6 +78,7 @@ def command(
     plan_out: Path | None,
     reports: tuple[Path, ...],
     dry_run: bool,
+    bench: bool,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -114,6 +117,11 @@ def command(
                 print_report(report, stderr(), verbose)  # type: ignore[arg-type]
         raise
     report = result.report if dry_run else pipeline.with_out(result.report, out)
+    times = None
+    if bench:
+        slim_model = result.model if dry_run else out
+        times = _timed({"original": source, "slim": slim_model}, how, quiet or as_json)
+        report = replace(report, bench=times.to_json())
     if any(path.suffix == ".html" for path in reports):
         report = pipeline.with_pictures(report, result)
     _write(report, reports)
@@ -126,6 +134,10 @@ def command(
     elif not quiet:
         console = stdout()
         print_report(report, console, verbose)
+        if times is not None:
+            from onnxprune.bench.text import print_bench
+
+            print_bench(times, console, verbose)
         warnings = result.verdict.notes if result.verdict else ()
         ending = "nothing was written (--dry-run)" if dry_run else f"wrote {out}"
         advice = _advice(result.report.repair, how)
@@ -133,6 +145,19 @@ def command(
         for line in filter(None, (result.sentence, *notes, advice, ending)):
             console.print(line, markup=False, soft_wrap=True)  # names may have brackets
     return 0
+
+
+def _timed(models: dict[str, Any], how: dict[str, Any], silent: bool) -> Any:
+    """Times of original and slim model in turn, on the run's provider and sizes."""
+    from onnxprune.bench.compare import compare
+    from onnxprune.bench.inputs import Wanted
+    from onnxprune.bench.settings import Settings
+    from onnxprune.cli.talk import working
+
+    inputs = Wanted(dict(how["dims"]), dict(how["shapes"]), None)
+    settings = Settings(providers=(how["provider"],), inputs=inputs)
+    with working("timing both models", silent) as tell:
+        return compare(models, settings, lambda text, left: tell(text))
 
 
 def _advice(repair: Any, how: dict[str, Any]) -> str:

@@ -86,6 +86,9 @@ class Report:
     pictures: Mapping[str, Any] | None = None
     """Small images of weights (see `onnxprune.pictures`), where a report asks for them."""
 
+    bench: Mapping[str, Any] | None = None
+    """Times of original and slim model, as `onnxprune bench` gives them."""
+
     @property
     def removed(self) -> dict[str, float]:
         """Shares removed, of channels, parameters, MACs and bytes."""
