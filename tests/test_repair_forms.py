@@ -16,7 +16,7 @@ from tests.test_repair_nets import FIRST, _conv, _copies, _errors, _gemm, _sampl
 def _both(model: onnx.ModelProto, scores: dict[str, np.ndarray]) -> tuple[float, float, Any]:
     """Errors without and with repair, and the repaired result, which is proven and valid."""
     how = {"ratio": 0.5, "criterion": "l2", "scores": scores}
-    sliced = pipeline.slim(model, **how)
+    sliced = pipeline.slim(model, repair="none", **how)
     repaired = pipeline.slim(model, calib=_samples(model, 16, seed=1), **how)
     onnx.checker.check_model(repaired.model, full_check=True)
     assert repaired.verdict is not None

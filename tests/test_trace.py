@@ -181,12 +181,3 @@ def test_a_loop_over_a_sequence_is_traced_turn_by_turn() -> None:
 def test_turns_that_can_not_be_followed_are_told(count: int) -> None:
     a, _ = trace_pair(model(LOOP.format(count=count)))
     assert "z" in dict(a.failures)
-
-
-def test_an_axis_that_takes_one_size_only_is_noted() -> None:
-    m = model("""g (float[N, T] x) => (float[N, 4] y) <float[9, 4] w = {
-        1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1}>
-        { y = MatMul(x, w) }""")
-    (note,) = facts_of(m).notes
-    assert note.startswith("'T' was analysed at 9 alone")
-    assert not facts_of(m, fixed={"T": 9}).notes
