@@ -208,7 +208,7 @@ def _accuracy(name: str, ratio: float, calibrated: bool) -> float:
     calib = None
     if calibrated:
         calib = calibration(MODELS / "digits_calib.npz", pipeline.source_of(path), 512)
-    repair: Any = "auto" if calibrated else "none"
+    repair = "auto" if calibrated else "none"
     result = pipeline.slim(path, ratio=ratio, calib=calib, repair=repair)
     data = np.load(MODELS / "digits_test.npz")
     logits = _run(result.model, {"x": data["x"]})

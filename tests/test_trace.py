@@ -10,7 +10,7 @@ import onnx.parser
 import pytest
 from onnx import TensorProto, helper
 
-from onnxprune.axes.analyse import facts_of, trace_pair
+from onnxprune.axes.analyse import trace_pair
 from onnxprune.axes.trace import Trace
 from onnxprune.graph.binding import free_inputs
 from onnxprune.graph.files import load
