@@ -1,6 +1,7 @@
 """What tests share: real models where there are any, small files, and a plain environment."""
 
 import os
+import signal
 from pathlib import Path
 
 import onnx
@@ -36,3 +37,9 @@ def fixed(tmp_path: Path) -> Path:
     """A network that can't be pruned, alone in its folder."""
     onnx.save(ZOO["int4_blocked"](0), tmp_path / "fixed.onnx")
     return tmp_path / "fixed.onnx"
+
+
+def pytest_configure() -> None:
+    """Ctrl-C is tested: a shell that starts the tests in the background has it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
