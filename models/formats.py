@@ -219,13 +219,16 @@ def qoperator(g: G) -> str:
 
 @model("int4_weights", opset=21, block=None)
 @model("int4_blocked", opset=21, block=16)
+@model("int4_ragged", opset=21, block=32)
 def int4_weights(g: G, block: int | None) -> str:
-    """Four bit matrices with a scale a column, or one for every `block` rows of each."""
+    """Four bit matrices with a scale a column, or one for every `block` rows of each, and
+    the last block may be short.
+    """
     x = g.input("x", ("N", 32))
     for width in (48, 10):
         rows = g.size(x, 1)
         value = np.clip(g.rng.normal(0, 3, (rows, width)).round(), -8, 7).astype(ml_dtypes.int4)
-        shape = (width,) if block is None else (rows // block, width)
+        shape = (width,) if block is None else (-(-rows // block), width)
         scale = (g.rng.uniform(0.2, 0.4, shape) / rows**0.5).astype(np.float32)
         w = g.op("DequantizeLinear", value, scale, axis=1 if block is None else 0, block_size=block)
         x = g.op("MatMul", g.relu(x), w)

@@ -35,7 +35,7 @@ def net(tmp_path: Path) -> Path:
 @pytest.fixture
 def fixed(tmp_path: Path) -> Path:
     """A network that can't be pruned, alone in its folder."""
-    onnx.save(ZOO["int4_blocked"](0), tmp_path / "fixed.onnx")
+    onnx.save(ZOO["int4_ragged"](0), tmp_path / "fixed.onnx")
     return tmp_path / "fixed.onnx"
 
 

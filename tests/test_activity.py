@@ -4,6 +4,7 @@ the criteria that are made of them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,13 +39,13 @@ def relative(values: np.ndarray) -> np.ndarray:
 # ---- measured -----------------------------------------------------------------------------------
 
 
-def seen(a: Analysed, value: str, batches: list[Arrays]) -> list[np.ndarray]:
-    """A tensor as a plain run of the model gives it, per batch."""
-    name = a.facts.model.in_file(value)
-    if name in batches[0]:
-        return [b[name] for b in batches]
-    with open_session(a.facts.model.proto, extra_outputs=[name]) as session:
-        return [session.run(b, [name])[name] for b in batches]
+def seen(a: Analysed, values: Sequence[str], batches: list[Arrays]) -> dict[str, list[np.ndarray]]:
+    """Tensors as a plain run of the model gives them, per batch."""
+    names = {v: a.facts.model.in_file(v) for v in values}
+    asked = sorted({n for n in names.values() if n not in batches[0]})
+    with open_session(a.facts.model.proto, extra_outputs=asked) as session:
+        runs = [{**b, **session.run(b, asked)} for b in batches]
+    return {v: [r[n] for r in runs] for v, n in names.items()}
 
 
 @pytest.mark.parametrize(
@@ -57,11 +58,12 @@ def test_moments_are_those_of_the_activations(name: str) -> None:
     a = analysed(proto)
     batches = [feeds(proto, seed) for seed in range(3)]
     found = measured(a.solution, a.groups, batches)
+    plain = seen(a, [r.value for each in found.values() for r, _ in each], batches)
     near, looked = 1e-2 if "16" in name else 1e-4, 0  # it runs optimised
     for g in a.groups:
         for read, moments in found[g.id]:
             parts = [np.moveaxis(x, read.axis, -1).reshape(-1, x.shape[read.axis])
-                     for x in seen(a, read.value, batches)]  # fmt: skip
+                     for x in plain[read.value]]  # fmt: skip
             x = np.concatenate(parts).astype(np.float64)
             if np.array_equal(read.source, read.channel):
                 assert np.allclose(moments.mean, x.mean(0), rtol=near, atol=1e-6)
@@ -90,7 +92,7 @@ def test_long_sums_stay_exact() -> None:
     a = analysed(two_layers(0.01 * normal(4, 3), normal(2, 4), shift))
     x = normal(50_000, 3)
     ((_, moments),) = measured(a.solution, a.groups, [{"x": x}])[0]
-    hidden = seen(a, "r", [{"x": x}])[0].astype(np.float64)
+    hidden = seen(a, ["r"], [{"x": x}])["r"][0].astype(np.float64)
     assert np.allclose(moments.variance, hidden.var(0), rtol=1e-3)
 
 
@@ -101,7 +103,7 @@ def test_quantised_activations_count_from_their_zero_point() -> None:
     found = measured(a.solution, a.groups, batches)
     moved = 0
     for read, moments in (pair for each in found.values() for pair in each):
-        x = np.concatenate(seen(a, read.value, batches)).astype(np.float64)
+        x = np.concatenate(seen(a, [read.value], batches)[read.value]).astype(np.float64)
         zero = float(a.facts.model.array(a.facts.model.constants[read.node.inputs[2]]))
         axes = tuple(k for k in range(x.ndim) if k != read.axis)
         assert np.allclose(moments.mean, (x - zero).mean(axes))

@@ -16,7 +16,7 @@ from onnxprune.cut.cut import cut
 from onnxprune.pipeline import Result
 
 ALL = ZOO | ZOO_NO_RUNTIME
-FIXED = {"int4_blocked"}  # see test_equivalence
+FIXED = {"int4_ragged"}  # see test_equivalence
 NAMES = [name for name in ALL if name not in FIXED]
 INLINED = {"local_function"}  # pruned inside: its functions become nodes
 

@@ -224,6 +224,25 @@ def test_biases_speak_of_what_a_folded_norm_has_taken_off() -> None:
     assert np.abs(found.mean - beta).mean() < wrong / 5
 
 
+def test_inputs_that_are_not_rectified_have_no_mean() -> None:
+    """What is read is not known: behind a rectifier it has a mean, else it is standard normal."""
+    rng = np.random.default_rng(3)
+    w = rng.standard_normal((6, 5)).astype(np.float32)
+    for op, known in (("Relu", False), ("Tanh", True)):
+        nodes: list[tuple[str, list[str], list[str], dict[str, object]]] = [
+            ("Gemm", ["x", "w"], ["a"], {}),
+            (op, ["a"], ["r"], {}),
+            ("Gemm", ["r", "w2"], ["v"], {}),
+            ("Gemm", ["v", "w2"], ["y"], {}),
+        ]
+        weights = {"w": w, "w2": rng.standard_normal((5, 5)).astype(np.float32)}
+        found = _found(model_of(nodes, weights, ["n", 6], ["n", 5]), "v")["v"]
+        assert not found.trusted
+        assert np.allclose(found.mean, 0) == known
+        if known:
+            np.testing.assert_allclose(found.cov, weights["w2"].T @ weights["w2"], rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", ZOO)
 def test_what_is_said_of_any_network_is_sound(name: str) -> None:
     """Right sizes, finite, variances that are not negative, and correlations that are."""

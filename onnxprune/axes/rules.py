@@ -264,11 +264,20 @@ def reverse_sequence(n: Node, w: Walk) -> str:
 
 
 def nbits(n: Node, w: Walk) -> str:
-    """Blocks of a few bits along the contracted axis: filters go, what they read stays."""
-    rank = w.rank(n.inputs[2])
-    scales = "n _" if rank == 2 else "(n q)"
-    flat = len(n.inputs) > 3 and n.inputs[3] and w.rank(n.inputs[3]) == 1
-    return f"*b k!, n _ _, {scales}, {'(n p)' if flat else 'n _'}, _, n -> *b n"
+    """Blocks of a few bits along the contracted axis: filters go, and blocks of what they read.
+
+    Zero points may be packed, several blocks to a byte: then these go together.
+    """
+    zero, order = (n.inputs[k] if k < len(n.inputs) else "" for k in (3, 4))
+    blocks, size = w.shape(n.inputs[1])[1], int(n.attrs["block_size"])
+    flat = w.rank(n.inputs[2]) == 1, bool(zero) and w.rank(zero) == 1
+    held = blocks if not zero or flat[1] else w.shape(zero)[1]  # columns of zero points
+    whole = held > 1 and blocks % held == 0 and blocks * size == n.attrs["K"]
+    if whole and not any(flat) and not order:
+        p = f"p {blocks // held}" if held < blocks else "p"
+        return f"*b ({p} {size}), n ({p}) _, n ({p}), n p, _, n -> *b n"
+    scales, zeros = "(n q)" if flat[0] else "n _", "(n p)" if flat[1] else "n _"
+    return f"*b k!, n _ _, {scales}, {zeros}, _, n -> *b n"
 
 
 def max_pool(n: Node, w: Walk) -> str:

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 def quantise(n: Node, w: Walk) -> None:
-    """Scales and zero points go along one axis; blocked ones pin the axis they block."""
+    """Scales and zero points go along one axis, or there is one for each of its blocks: then whole
+    blocks go.
+    """
     x = w.get(n.inputs[0])
     rank = len(x)
     axis = n.attrs.get("axis", 1) % max(rank, 1)
@@ -35,6 +37,8 @@ def quantise(n: Node, w: Walk) -> None:
             for a, b in zip(scale, x, strict=True):
                 if len(a) == len(b):
                     w.labels.same(a, b)
+                elif len(a) > 1 and len(a) * n.attrs.get("block_size", 0) == len(b):
+                    w.labels.same(b.reshape(len(a), -1), a[:, None])
                 else:
                     w.pin_axis(n, a, f"{n.op} has one scale per block")
                     w.pin_axis(n, b, f"{n.op} has one scale per block")

@@ -138,9 +138,9 @@ def squeeze(n: Node, v: View, e: Edits) -> None:
 
 
 def nbits(n: Node, v: View, e: Edits) -> None:
-    kept = v.shape(n.inputs[1])[0]
-    if kept != n.attrs["N"]:
-        e.set_attribute(n, "N", kept)
+    for name, kept in (("N", v.shape(n.inputs[1])[0]), ("K", v.shape(n.inputs[0])[-1])):
+        if kept != n.attrs[name]:
+            e.set_attribute(n, name, kept)
 
 
 def mean(n: Node, axes: Sequence[int], v: View, e: Edits) -> None:

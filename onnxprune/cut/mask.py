@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
+from onnxprune.axes.content import along
 from onnxprune.axes.facts import Facts, Sink
 from onnxprune.axes.view import Mask, View
 from onnxprune.axes.zero import zero_axes
@@ -55,7 +56,7 @@ def zero_point(value: str, facts: Facts) -> np.ndarray | None:
         axis = rank - 1 if "MatMul" in node.op else 0
         if node.op == "DequantizeLinear":
             axis = node.attrs.get("axis", 1) % rank
-        return point.reshape([-1 if j == axis else 1 for j in range(rank)])
+        return along(point, axis, facts.trace.shapes[value])
     return None
 
 

@@ -127,13 +127,13 @@ def stand_in(
 def _measured(values: Sequence[np.ndarray]) -> Statistics:
     """Over samples and positions; a pass for the mean and one for the variance."""
     size = sum(v.size // v.shape[1] for v in values)
-    others = (0, *range(2, values[0].ndim))
-    mean = sum(v.sum(axis=others, dtype=np.float64) for v in values) / size
-    shape = (-1, *[1] * (values[0].ndim - 2))
-    var = sum(
-        np.square(v - mean.reshape(shape).astype(v.dtype)).sum(axis=others, dtype=np.float64)
-        for v in values
-    )
+    others, shape = (0, *range(2, values[0].ndim)), (-1, *[1] * (values[0].ndim - 2))
+    with np.errstate(invalid="ignore", over="ignore"):  # `_sane` sees what is not finite
+        mean = sum(v.sum(axis=others, dtype=np.float64) for v in values) / size
+        var = sum(
+            np.square(v - mean.reshape(shape).astype(v.dtype)).sum(axis=others, dtype=np.float64)
+            for v in values
+        )
     return Statistics(mean, var / size)
 
 

@@ -30,14 +30,10 @@ from onnxprune.repair.taps import explicit_pads
 
 RIDGE = 1e-3
 """Of the channels' mean variance."""
-
-
-_STEPS = 48
-"""Rounds in which a group's channels go; a large group loses several at a time."""
-
-
 EXACT = 1e-4
 """Share of the error that may be left where moments are not known well."""
+_STEPS = 48
+"""Rounds in which a group's channels go; a large group loses several at a time."""
 
 
 @dataclass(frozen=True)
@@ -172,11 +168,11 @@ def _make_up(h: Cov, w: Cov, go: NDArray[np.int64]) -> None:
 
 
 def _is_known(r: _Reading) -> bool:
-    """Whether moments are worth acting on. Without norms they take what filters read for white:
-    good enough for convolutions, but dense layers lost more by it than they gained, but where
-    others can stand in for what went almost exactly.
+    """Whether moments are worth acting on. Without norms they are those of what filters make of
+    white inputs. For convolutions and behind a rectifier that helps. Where a transformer's norms
+    are decomposed it did not, but where others can stand in for what went almost exactly.
     """
-    return r.channels.trusted or r.layer.is_conv
+    return r.channels.trusted or r.layer.is_conv or r.channels.is_rectified
 
 
 def _readings(facts: Facts, wanted: Sequence[Consumer]) -> list[_Reading]:

@@ -13,10 +13,11 @@ together, so covariances are carried from layer to layer:
   arc-cosine kernel (Cho & Saul 2009); with any mean, the rectified Gaussian.
 
 Where norms are folded away, means and spreads can't be carried: errors grow from layer to layer.
-There, each layer's inputs are taken as alike and independent, with a mean that the fold has left in
-its biases (see `_from_biases`). Filters that are multiples of each other then give channels that
-are, and are merged exactly: neuron merging (Kim et al. 2020) is the case of one partner, "leave
-before you leave" (Park et al. 2022) of several.
+There, each layer's inputs are taken as alike and independent: as standard normal, or behind a
+rectifier with a mean that the fold has left in the layer's biases (see `_from_biases`). Filters
+that are multiples of each other then give channels that are, and are merged exactly: that is neuron
+merging (Kim et al. 2020) with one partner, and "leave before you leave" (Park et al. 2022) with
+several.
 """
 
 from __future__ import annotations
@@ -145,6 +146,11 @@ class Channels:
     def moments(self) -> tuple[Array, Cov]:
         return self.mean, self.cov
 
+    @property
+    def is_rectified(self) -> bool:
+        """Nothing below 0."""
+        return bool(self.grid.min(initial=0) >= 0)
+
 
 def _times(table: Cov, scale: Array) -> Cov:
     """A new table, its rows and columns scaled."""
@@ -251,7 +257,10 @@ class _Walk:
             out = np.einsum("gc,gco->go", means.reshape(w.shape[:2]), total)
             cov = _carried(_mixed(w, c, facts, IMAGE if image else NEARBY), covs)
         else:
-            mean, spread = _from_biases(total, np.sqrt((w**2).sum(axis=(1, 2))), bias)
+            mean, spread = 0.0, 1.0
+            if x is not None and x.is_rectified:
+                norm = np.sqrt((w**2).sum(axis=(1, 2)))
+                mean, spread = _from_biases(total, norm, bias)
             out = mean * total.sum(axis=1)
             cov = np.float32(spread**2) * _carried(_mixed(w, c, facts, UNSURE_NEARBY), None)
         trusted = x is not None and x.trusted
@@ -479,7 +488,7 @@ def _carried(w: Array, cov: Cov | None) -> Cov:
 
 
 def _from_biases(total: Array, norm: Array, bias: Array) -> tuple[float, float]:
-    """Mean and spread of a layer's inputs, taken as alike and independent.
+    """Mean and spread of a layer's rectified inputs, taken as alike and independent.
 
     `total` (groups, channels, outputs) are filters summed over taps, `norm` (groups, outputs) their
     norms. A folded batch norm has left b = beta - scale * mean: what the inputs' mean m makes of a
