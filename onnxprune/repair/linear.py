@@ -45,7 +45,7 @@ from onnxprune.repair.recurrent import (
 from onnxprune.repair.stream import Feeds, Kept, Store, Stream
 from onnxprune.repair.taps import places_per_map
 
-SHARES = (1e-3, 1e-2, 1e-1, 1.0)
+SHARES = (1e-3, 1e-2, 1e-1)
 """Pulls towards the sliced weights that are tried, as shares of the taps' mean power."""
 PLENTY = 32
 """Rows for each column that a layer must have to be fitted though all that it reads is there."""
@@ -61,7 +61,7 @@ class Recipe:
 
     weights: bool = True
     """Refit weights and biases; else biases alone."""
-    rounds: int = 2
+    rounds: int = 4
     """Gauss-Newton rounds on what makes the channels."""
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from onnxprune.graph.model import Node
 from onnxprune.repair.consumers import Consumer
 
-ROWS = 32_768
+ROWS = 65_536
 """Rows of maps that a fit is to have, over all samples."""
 PLACES = (16, 256)
 """At least and at most so many positions of each map."""
