@@ -197,50 +197,28 @@ def test_maps_that_are_cut_and_padded_keep_their_channels() -> None:
     np.testing.assert_allclose(found["u"].cov, cov, atol=1e-5)
 
 
-def test_biases_speak_of_what_a_folded_norm_has_taken_off() -> None:
-    """Two models of one network, its norm a node in one and folded in the other."""
+def test_rectified_without_norms_is_the_arc_cosine_kernel() -> None:
+    """E[relu(a'u) relu(b'u)] = |a||b| (sin t + (pi - t) cos t) / 2 pi, a and b being rows [w, bias]
+    and t the angle between them (Cho & Saul 2009, order 1).
+    """
     rng = np.random.default_rng(3)
-    w1 = rng.standard_normal((4, 3, 3, 3)).astype(np.float32)
-    w2 = (rng.standard_normal((64, 4, 3, 3)) + 0.3).astype(np.float32)
-    held = 0.25  # what each channel of the first layer holds, in the mean
-    beta = rng.standard_normal(64) * 0.3
+    w, b = rng.standard_normal((6, 5)).astype(np.float32), rng.standard_normal(5).astype(np.float32)
     model = model_of(
         [
-            ("Conv", ["x", "w1"], ["a"], {}),
-            ("Relu", ["a"], ["r"], {}),
-            ("Conv", ["r", "w2", "b2"], ["v"], {}),
+            ("Gemm", ["x", "w", "b"], ["v"], {}),
             ("Relu", ["v"], ["u"], {}),
-            ("Conv", ["u", "w3"], ["y"], {}),
+            ("Gemm", ["u", "w2"], ["y"], {}),
         ],
-        {"w1": w1, "w2": w2, "b2": (beta - held * w2.sum(axis=(1, 2, 3))).astype(np.float32),
-         "w3": np.ones((2, 64, 1, 1), np.float32)},
-        ["b", 3, 9, 9],
-        ["b", 2, 5, 5],
+        {"w": w, "b": b, "w2": np.ones((5, 2), np.float32)}, ["n", 6], ["n", 2],
     )  # fmt: skip
-    found = _found(model, "v")["v"]
-    assert not found.trusted
-    assert np.sqrt(np.mean((found.mean - beta) ** 2)) < 0.5
-    wrong = np.abs(beta - held * w2.sum(axis=(1, 2, 3))).mean()
-    assert np.abs(found.mean - beta).mean() < wrong / 5
-
-
-def test_inputs_that_are_not_rectified_have_no_mean() -> None:
-    """What is read is not known: behind a rectifier it has a mean, else it is standard normal."""
-    rng = np.random.default_rng(3)
-    w = rng.standard_normal((6, 5)).astype(np.float32)
-    for op, known in (("Relu", False), ("Tanh", True)):
-        nodes: list[tuple[str, list[str], list[str], dict[str, object]]] = [
-            ("Gemm", ["x", "w"], ["a"], {}),
-            (op, ["a"], ["r"], {}),
-            ("Gemm", ["r", "w2"], ["v"], {}),
-            ("Gemm", ["v", "w2"], ["y"], {}),
-        ]
-        weights = {"w": w, "w2": rng.standard_normal((5, 5)).astype(np.float32)}
-        found = _found(model_of(nodes, weights, ["n", 6], ["n", 5]), "v")["v"]
-        assert not found.trusted
-        assert np.allclose(found.mean, 0) == known
-        if known:
-            np.testing.assert_allclose(found.cov, weights["w2"].T @ weights["w2"], rtol=1e-4)
+    found = _found(model, "v", "u")
+    rows = np.concatenate([w, b[None]]).T.astype(np.float64)
+    np.testing.assert_allclose(found["v"].seen, rows @ rows.T, rtol=1e-4, atol=1e-4)
+    size = np.linalg.norm(rows, axis=1)
+    t = np.arccos(np.clip(rows @ rows.T / np.outer(size, size), -1, 1))
+    kernel = np.outer(size, size) * (np.sin(t) + (np.pi - t) * np.cos(t)) / (2 * np.pi)
+    assert not found["u"].trusted
+    np.testing.assert_allclose(found["u"].seen, kernel, atol=0.01 * kernel.max())
 
 
 @pytest.mark.parametrize("name", ZOO)

@@ -109,7 +109,7 @@ def closed_scores(
         if scale is not None:
             w = np.asarray(w * scale.reshape(r.w.shape[0], 1, 1, -1), np.float64)
         rows = w.reshape(len(first), -1)
-        _, cov = r.channels.moments
+        cov = r.channels.seen
         power = float(np.einsum("cr,cr,c->", rows, rows, cov.diagonal()))
         if not power > 0 or not np.isfinite(power):
             continue
@@ -227,7 +227,7 @@ def _repair(
     if job.groups != groups or not whole or len(set(out.sum(axis=1).tolist())) > 1:
         return None
     mean, cov = r.channels.moments
-    free = free_bias(job, model)
+    free = free_bias(job, model) and r.channels.trusted  # it takes up means: they must be known
     old = start(job, model, view.facts.model.source.folder)
     new = old.reshape(groups, -1, old.shape[-1]).copy()
     before = after = power = 0.0

@@ -13,11 +13,11 @@ together, so covariances are carried from layer to layer:
   arc-cosine kernel (Cho & Saul 2009); with any mean, the rectified Gaussian.
 
 Where norms are folded away, means and spreads can't be carried: errors grow from layer to layer.
-There, each layer's inputs are taken as alike and independent: as standard normal, or behind a
-rectifier with a mean that the fold has left in the layer's biases (see `_from_biases`). Filters
-that are multiples of each other then give channels that are, and are merged exactly: that is neuron
-merging (Kim et al. 2020) with one partner, and "leave before you leave" (Park et al. 2022) with
-several.
+There, each layer's inputs are taken as independent and alike, and its bias as the weight of one
+more of them: what it makes is N(0, W W' + b b'). Of such channels only E[x x'] means something, not
+how it splits into means and spreads. Filters that are multiples of each other then give channels
+that are, and are merged exactly: that is neuron merging (Kim et al. 2020) with one partner, and
+"leave before you leave" (Park et al. 2022) with several.
 """
 
 from __future__ import annotations
@@ -48,14 +48,8 @@ NEARBY = 0.6
 """Correlation of neighbouring positions of a map. Measured on CIFAR-10 networks: 0.4 to 0.8."""
 IMAGE = 0.9
 """The same of an image, and the correlation of its colours."""
-UNSURE = 2.2
-"""Spread of a layer's inputs over their mean, where only biases speak of either. Rectified channels
-have 1 to 2; the rest stands for what is not known of the mean.
-"""
 UNSURE_NEARBY = 0.3
-"""Correlation of neighbouring positions there."""
-PRIOR, PRIOR_SPREAD = 0.4, 0.3
-"""Mean of a layer's inputs before its biases are looked at, and how far it may be from that."""
+"""The same where no norm says what a map holds."""
 
 _GRID = np.linspace(-6, 6, 241)
 _WEIGHT = np.exp(-(_GRID**2) / 2) / np.exp(-(_GRID**2) / 2).sum()
@@ -105,7 +99,7 @@ class Channels:
     of: NDArray[np.int64]
     """The channel at each index of the axis: a flattened map repeats them."""
     trusted: bool
-    """Norms before it say what it holds; else means and spreads are a guess."""
+    """Norms before it say what it holds; else only second moments, up to a scale, mean anything."""
 
     @classmethod
     def normally(cls, mean: Array, cov: Cov, axis: int, trusted: bool) -> Channels:
@@ -145,6 +139,13 @@ class Channels:
     @property
     def moments(self) -> tuple[Array, Cov]:
         return self.mean, self.cov
+
+    @cached_property
+    def seen(self) -> Cov:
+        """(n, n) what there is to fit to: covariances, or E[x x'] where means are not known."""
+        if self.trusted:
+            return self.cov
+        return np.asarray(self.cov + np.outer(self.mean, self.mean).astype(np.float32))
 
     @property
     def is_rectified(self) -> bool:
@@ -250,21 +251,18 @@ class _Walk:
             return
         w = weight_of(c, facts)[:, rows]
         bias = _bias(c, facts, w.shape[0] * w.shape[3])
-        total = w.sum(axis=2)  # (groups, channels, outputs)
-        image = c.data in facts.model.graph.inputs
-        if x is not None and (x.trusted or image):
+        if x is not None and x.trusted:
             means, covs = x.moments
-            out = np.einsum("gc,gco->go", means.reshape(w.shape[:2]), total)
-            cov = _carried(_mixed(w, c, facts, IMAGE if image else NEARBY), covs)
+            mean = np.einsum("gc,gco->go", means.reshape(w.shape[:2]), w.sum(axis=2)).ravel() + bias
+            cov = _carried(_mixed(w, c, facts, NEARBY), covs)
         else:
-            mean, spread = 0.0, 1.0
-            if x is not None and x.is_rectified:
-                norm = np.sqrt((w**2).sum(axis=(1, 2)))
-                mean, spread = _from_biases(total, norm, bias)
-            out = mean * total.sum(axis=1)
-            cov = np.float32(spread**2) * _carried(_mixed(w, c, facts, UNSURE_NEARBY), None)
+            image = x is not None and c.data in facts.model.graph.inputs
+            known = x.cov if x is not None and image else None
+            mean = np.zeros(len(bias))
+            cov = _carried(_mixed(w, c, facts, IMAGE if image else UNSURE_NEARBY), known)
+            cov += np.outer(bias, bias).astype(np.float32)
         trusted = x is not None and x.trusted
-        self.of[c.out] = Channels.normally(out.ravel() + bias, cov, axis, trusted)
+        self.of[c.out] = Channels.normally(mean, cov, axis, trusted)
 
     def norm(self, node: Node) -> None:
         """A norm sets the mean and the spread of every channel."""
@@ -485,25 +483,3 @@ def _carried(w: Array, cov: Cov | None) -> Cov:
         half = half.reshape(groups * outputs, groups, channels).swapaxes(0, 1)
         total += half @ mine
     return total.swapaxes(0, 1).reshape(groups * outputs, -1)
-
-
-def _from_biases(total: Array, norm: Array, bias: Array) -> tuple[float, float]:
-    """Mean and spread of a layer's rectified inputs, taken as alike and independent.
-
-    `total` (groups, channels, outputs) are filters summed over taps, `norm` (groups, outputs) their
-    norms. A folded batch norm has left b = beta - scale * mean: what the inputs' mean m makes of a
-    filter, m * sum(w), is taken off. Across filters beta goes both ways, so that the regression of
-    b on -sum(w), both in units of the filter's norm, finds m. It is pulled towards 0.4, which is
-    what a rectifier makes of N(0, 1).
-    """
-    live = norm.ravel() > 0
-    if not live.any():
-        return PRIOR, PRIOR * UNSURE
-    x = total.sum(axis=1).ravel()[live] / norm.ravel()[live]
-    y = -bias[live] / norm.ravel()[live]
-    mean, pull = PRIOR, 1 / PRIOR_SPREAD**2
-    for _ in range(4):  # how far beta goes decides how much the biases count
-        noise = max(float(np.mean((y - mean * x) ** 2)), 1e-12)
-        mean = (PRIOR * pull + float(x @ y) / noise) / (pull + float(x @ x) / noise)
-    mean = max(mean, PRIOR / 20)
-    return mean, mean * UNSURE
