@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from scipy.linalg import solve
 
 from onnxprune.axes.facts import Facts
 from onnxprune.axes.solve import Group, Solution
@@ -243,9 +244,8 @@ def _repair(
         at = (np.cumsum(rows) - 1)[r.rows[k]]
         new[g, at.ravel()] += np.tensordot(a, gone, axes=1).reshape(at.size, -1)
         new[g, -1] += bias
-        sliced = np.zeros_like(a)
-        before += _loss(gone, sliced, m, s, k, r.inside, np.zeros_like(bias))
-        after += _loss(gone, a, m, s, k, r.inside, bias)
+        before += _loss(gone, s[np.ix_(~k, ~k)], _means(m[~k], gone, r.inside))
+        after += _loss(gone, _rest(s, a, k), _means(left, gone, r.inside) - bias)
         narrow = w.astype(np.float32)
         power += float(np.vdot(narrow, np.tensordot(s, narrow, axes=1)))
     if not np.isfinite(new).all() or not after < before or not power > 0:
@@ -261,7 +261,7 @@ def _stand_in(mean: Array, cov: Cov, kept: Mask, free: bool) -> Array:
     """(kept, gone) A; where no bias can take up the means, of uncentred moments."""
     moments = cov if free else cov + np.outer(mean, mean).astype(np.float32)
     own = _with_ridge(moments[np.ix_(kept, kept)])
-    return np.asarray(np.linalg.solve(own, moments[np.ix_(kept, ~kept)]))
+    return np.asarray(solve(own, moments[np.ix_(kept, ~kept)], assume_a="pos"))
 
 
 def _means(mean: Array, w: Array, inside: Array) -> Array:
@@ -269,14 +269,15 @@ def _means(mean: Array, w: Array, inside: Array) -> Array:
     return np.asarray(inside @ (mean @ w.reshape(len(w), -1)).reshape(w.shape[1:]))
 
 
-def _loss(
-    gone: Array, a: Array, mean: Array, cov: Cov, kept: Mask, inside: Array, bias: Array
-) -> float:
-    """Mean squared error of a layer, summed over outputs, its taps erring independently."""
-    narrow, w = a.astype(np.float32), gone.astype(np.float32)
-    across = narrow.T @ cov[np.ix_(kept, ~kept)]
-    rest = cov[np.ix_(~kept, ~kept)] - across - across.T
-    rest += narrow.T @ (cov[np.ix_(kept, kept)] @ narrow)
-    shift = _means(mean[~kept] - a.T @ mean[kept], gone, inside) - bias
+def _rest(cov: Cov, a: Array, kept: Mask) -> Cov:
+    """(gone, gone) the covariance of what is left of the channels that went."""
+    narrow = a.astype(np.float32)
+    half = narrow.T @ cov[np.ix_(kept, kept)] - 2 * cov[np.ix_(~kept, kept)]
+    return np.asarray(cov[np.ix_(~kept, ~kept)] + half @ narrow)  # the same, added to its transpose
+
+
+def _loss(gone: Array, rest: Cov, shift: Array) -> float:
+    """Mean squared error of a layer, summed over outputs: taps err independently around `shift`."""
+    w = gone.astype(np.float32)
     spread = float(np.vdot(w, np.tensordot(rest, w, axes=1)))
     return max(spread, 0.0) + float(shift @ shift)
