@@ -108,8 +108,8 @@ class Results:
                 self.rows[row["model"], row["by"]] = row
 
     def add(self, model: str, row: Row) -> None:
-        row = {"model": model, "ratio": self.ratio} | row
-        self.rows[model, row["by"]] = row
+        row = {"model": model, "ratio": self.ratio, **row}
+        self.rows[model, str(row["by"])] = row
         with self.path.open("a") as f:
             f.write(json.dumps(row) + "\n")
         sound = "" if row["sound"] == "yes" else f"  {row['sound']}: {row.get('why', '')}"
@@ -206,7 +206,7 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=300, help="seconds a model")
     parser.add_argument("--memory", type=float, default=12, help="GB a model")
     parser.add_argument("--results", type=Path, default=Path("results/coverage.jsonl"))
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     files = models([*args.places, *([light()] if args.light else [])])
     if not files:
         parser.error("no .onnx file there")

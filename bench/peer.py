@@ -28,7 +28,7 @@ from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 
 from onnxprune.axes.analyse import facts_of
 from onnxprune.check.inputs import draw, hints, settings
-from onnxprune.check.verdict import relative
+from onnxprune.check.verdict import moved
 from onnxprune.cost.parameters import parameters
 from onnxprune.errors import PruneError
 from onnxprune.graph.files import load
@@ -133,9 +133,7 @@ def judge(model: ModelProto, slim: ModelProto) -> tuple[str, str]:
                 if a.shape != b.shape:
                     return "wrong", f"{name} has shape {b.shape}, not {a.shape}"
                 if a.dtype.kind == "f" and np.isfinite(a).all():
-                    wide = a.astype(np.float64), b.astype(np.float64)
-                    error_ = relative(*wide) if np.isfinite(b).all() else np.inf
-                    worst, compared = max(worst, error_), compared + 1
+                    worst, compared = max(worst, moved(a, b)), compared + 1
     if not compared:
         return "unproven", "no finite output of a floating type"
     if worst <= (2e-2 if half else 1e-3):

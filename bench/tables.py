@@ -16,7 +16,7 @@ import argparse
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from bench.accuracy import divergence, logits
 from onnxprune import pipeline
 from onnxprune.graph.files import load
 
-Feeds = Mapping[str, np.ndarray]
+Feeds = dict[str, np.ndarray]
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 _STD = np.array([0.229, 0.224, 0.225], np.float32)
 
