@@ -221,6 +221,15 @@ def test_rectified_without_norms_is_the_arc_cosine_kernel() -> None:
     np.testing.assert_allclose(found["u"].seen, kernel, atol=0.01 * kernel.max())
 
 
+def test_channels_that_are_still_go_with_no_other() -> None:
+    """Rounding must not make correlations of them, which their powers would blow up."""
+    cov = np.array([[1, 1e-5, 0.5], [1e-5, 1e-12, 3e-6], [0.5, 3e-6, 1]], np.float32)
+    found = Channels.normally(np.zeros(3), cov, 1, True)
+    rectified = Channels(found.normal, np.maximum(found.grid, 0), 1, found.of, True)
+    assert np.abs(rectified.cov).max() < 1
+    assert np.linalg.eigvalsh(rectified.cov.astype(np.float64)).min() > -1e-6
+
+
 @pytest.mark.parametrize("name", ZOO)
 def test_what_is_said_of_any_network_is_sound(name: str) -> None:
     """Right sizes, finite, variances that are not negative, and correlations that are."""

@@ -25,7 +25,7 @@ from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.pipeline import Analysis
 from onnxprune.study.criteria import CriteriaStudy, SpreadRow, advice, study_criteria
 from onnxprune.study.curves import Curve, Point, measure
-from onnxprune.study.even import even, per_layer, selectors
+from onnxprune.study.even import NEGLIGIBLE, even, per_layer, selectors
 from onnxprune.study.sensitivity import Sensitivity, study_sensitivity
 from onnxprune.study.text import print_criteria, print_sensitivity
 from tests.choosing import analysed, model_of, shared, two_layers
@@ -295,11 +295,19 @@ def test_no_group_loses_more_than_was_measured() -> None:
 def test_what_costs_nothing_goes_first() -> None:
     found = even([curve(0, 10, (0.5, 0.0)), curve(1, 10, (0.5, 0.9))], 0.25)
     assert found.ratios == {0: 0.5, 1: 0.0}
-    assert found.error == 0
+    assert found.error <= NEGLIGIBLE
+
+
+def test_where_nothing_costs_anything_shares_are_the_same() -> None:
+    """Errors of 1e-13 and 1e-7 are both none."""
+    curves = [curve(0, 100, (0.8, 1e-13)), curve(1, 50, (0.8, 1e-7)), curve(2, 100, (0.8, 0.9))]
+    found = even(curves, 0.3)
+    assert found.ratios[0] == pytest.approx(found.ratios[1], abs=0.021)
+    assert found.ratios[2] < 0.02
 
 
 def test_an_error_that_falls_counts_as_its_highest() -> None:
-    found = even([curve(0, 10, (0.2, 0.5), (0.4, 0.1)), curve(1, 10, (0.4, 0.4))], 0.3)
+    found = even([curve(0, 10, (0.2, 0.5), (0.4, 0.1)), curve(1, 10, (0.4, 0.4))], 0.25)
     assert found.ratios[1] == 0.4
     assert found.ratios[0] < 0.2
 

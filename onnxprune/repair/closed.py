@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from scipy.linalg import solve
 
 from onnxprune.axes.facts import Facts
 from onnxprune.axes.solve import Group, Solution
@@ -261,7 +260,7 @@ def _stand_in(mean: Array, cov: Cov, kept: Mask, free: bool) -> Array:
     """(kept, gone) A; where no bias can take up the means, of uncentred moments."""
     moments = cov if free else cov + np.outer(mean, mean).astype(np.float32)
     own = _with_ridge(moments[np.ix_(kept, kept)])
-    return np.asarray(solve(own, moments[np.ix_(kept, ~kept)], assume_a="pos"))
+    return np.asarray(np.linalg.solve(own, moments[np.ix_(kept, ~kept)]))
 
 
 def _means(mean: Array, w: Array, inside: Array) -> Array:

@@ -102,6 +102,9 @@ def _solve(g: Array, hold: Array, goal: Array) -> Array:
     a[..., index, index] += hold
     if a.ndim > 2:
         return np.asarray(np.linalg.solve(a, goal), np.float64)
-    from scipy.linalg import solve
+    from scipy.linalg import cho_factor, cho_solve
 
-    return np.asarray(solve(a, goal, assume_a="pos", overwrite_a=True))
+    try:
+        return np.asarray(cho_solve(cho_factor(a), goal))
+    except np.linalg.LinAlgError:  # rounding in the sums has left it not quite positive
+        return np.asarray(np.linalg.lstsq(a, goal)[0])

@@ -54,6 +54,8 @@ UNSURE_NEARBY = 0.3
 _GRID = np.linspace(-6, 6, 241)
 _WEIGHT = np.exp(-(_GRID**2) / 2) / np.exp(-(_GRID**2) / 2).sum()
 _TERMS = 8
+_STILL = 1e-4
+"""Of the largest spread: below, a covariance in single precision is but rounding."""
 LARGEST = 4800
 """Channels up to which covariances are affordable."""
 
@@ -83,9 +85,10 @@ class Normal:
 
     @property
     def corr(self) -> Cov:
-        """(n, n) correlations; a variable that does not vary goes with no other."""
-        return _times(self.cov, np.divide(1, self.spread, where=self.spread > 0,
-                                          out=np.zeros_like(self.spread)))  # fmt: skip
+        """(n, n) correlations; a variable that hardly varies goes with no other."""
+        varies = self.spread > _STILL * self.spread.max(initial=0)
+        inverse = np.divide(1, self.spread, where=varies, out=np.zeros_like(self.spread))
+        return np.clip(_times(self.cov, inverse), -1, 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 Between the measured points of a curve the error is taken as linear in the channels removed, and
 never falling. Beyond the last point nothing is assumed: no group loses more than was measured.
+Errors that nobody would notice do not decide which group gives more: there, shares do.
 The error that all groups may cost is as large as it can be with at most the wanted share of the
 network's channels gone.
 """
@@ -23,6 +24,8 @@ from onnxprune.choose.filters import compiled, group_names, ratio_of
 from onnxprune.choose.limits import share
 from onnxprune.study.curves import Curve
 
+NEGLIGIBLE = 1e-4
+"""An error of the outputs, over their power, that is as good as none."""
 _DIGITS = 10_000
 """Ratios are written with four digits, rounded up: floor(channels * ratio) is what was meant."""
 
@@ -58,10 +61,11 @@ def even(curves: Sequence[Curve], ratio: float) -> Even:
 
 
 def _costs(curve: Curve) -> NDArray[np.float64]:
-    """(most + 1,) the error when 0, 1, ... channels are gone, never falling."""
+    """(most + 1,) the error when 0, 1, ... channels are gone, always growing a little."""
     gone = [0, *(curve.channels - p.kept for p in curve.points)]
     errors = np.maximum.accumulate([0.0, *(p.error for p in curve.points)])
-    return np.interp(np.arange(gone[-1] + 1), gone, errors)
+    counts = np.arange(gone[-1] + 1)
+    return np.interp(counts, gone, errors) + NEGLIGIBLE * counts / curve.channels
 
 
 def _written(count: int, channels: int) -> float:
