@@ -1,10 +1,11 @@
 """What `onnxsim.pruning` makes of a model, judged: does it load, and is it right?
 
-    python bench/peer.py MODEL.onnx [--ratio 0.5]
+    python bench/peer.py MODEL.onnx [--ratio 0.5] [--out FOLDER]
 
 Prints a JSON line for the file as it came ("onnxsim") and one for the form in which onnxsim's own
-`simplify` has folded batch norm into the convolutions ("onnxsim-folded"). `removed` is the share of
-the parameters of what it was given, counted as onnxprune counts them. `sound` is
+`simplify` has folded batch norm into the convolutions ("onnxsim-folded"); what was made of them is
+saved under these names in `--out`. `removed` is the share of the parameters of what it was given,
+counted as onnxprune counts them. `sound` is
 
     yes        it computes what the original does with the removed slices set to zero
     wrong      it does not load, does not run, or computes something else
@@ -141,7 +142,7 @@ def judge(model: ModelProto, slim: ModelProto) -> tuple[str, str]:
     return "wrong" if complete else "unproven", f"relative error {worst:.1e}"
 
 
-def prune(model: ModelProto, by: str, ratio: float) -> dict[str, object]:
+def prune(model: ModelProto, by: str, ratio: float, out: Path | None) -> dict[str, object]:
     from onnxsim.pruning import apply_structured_pruning
 
     given = ModelProto()
@@ -156,6 +157,8 @@ def prune(model: ModelProto, by: str, ratio: float) -> dict[str, object]:
     row["removed"] = round(1 - after / before, 4) if before else 0.0
     if after == before:
         return row | {"sound": "untouched"}
+    if out is not None:
+        onnx.save(slim, out / f"{by}.onnx")
     sound, why = judge(model, slim)
     return row | {"sound": sound} | ({"why": why} if why else {})
 
@@ -166,15 +169,16 @@ def main() -> None:
     )
     parser.add_argument("model", type=Path)
     parser.add_argument("--ratio", type=float, default=0.5)
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="save its results there")
     args = parser.parse_args()
     import onnxsim
 
     model = onnx.load(args.model)
     list(stored(model.graph))  # names Constant nodes' tensors
-    print(json.dumps(prune(model, "onnxsim", args.ratio)), flush=True)
+    print(json.dumps(prune(model, "onnxsim", args.ratio, args.out)), flush=True)
     folded = onnxsim.simplify(model)
     folded = folded[0] if isinstance(folded, tuple) else folded
-    print(json.dumps(prune(folded, "onnxsim-folded", args.ratio)), flush=True)
+    print(json.dumps(prune(folded, "onnxsim-folded", args.ratio, args.out)), flush=True)
 
 
 if __name__ == "__main__":

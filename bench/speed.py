@@ -27,25 +27,13 @@ from typing import Any
 import onnx
 
 import onnxprune
-from models.blocks import basic_block, bottleneck, conv_relu, encoder_layer, head
+from bench.networks import NETWORKS
+from models.blocks import basic_block, conv_relu, encoder_layer, head
 from models.builder import G
 from onnxprune.runtime import machine
 
 Seconds = tuple[float, float]
 """On the wall clock, and of the processor."""
-
-STAGES = ((3, 64, 256), (4, 128, 512), (6, 256, 1024), (3, 512, 2048))
-
-
-def resnet50() -> onnx.ModelProto:
-    """The network of He et al. 2016, with the stride in the 3x3 convolutions."""
-    g = G(0, opset=17)
-    x = conv_relu(g, g.input("x", ("N", 3, 224, 224)), 64, 7, stride=2)
-    x = g.pool(x, "Max", 3, 2)
-    for k, (blocks, width, out) in enumerate(STAGES):
-        for block in range(blocks):
-            x = bottleneck(g, x, width, out, stride=2 if k and not block else 1)
-    return g.model(logits=head(g, x, 1000))
 
 
 def convnet(nodes: int) -> onnx.ModelProto:
@@ -120,7 +108,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         models = {
-            "resnet50": resnet50(), "convnet_1000": convnet(1000),
+            "resnet50": NETWORKS["resnet50"].model(), "convnet_1000": convnet(1000),
             "transformer_1000": transformer(1000),
         }  # fmt: skip
         for key, model in models.items():

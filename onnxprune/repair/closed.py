@@ -11,7 +11,7 @@ the same moments.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,7 +77,7 @@ def closed_form(
     done = []
     if jobs:
         tell("finding what the removed channels held")
-    for r in _readings(view.facts, [j.layer for j in jobs.values()]):
+    for r in _readings(view.facts, [j.layer for j in jobs.values()])[0]:
         if not (weights_too or r.channels.trusted):
             continue  # means alone are only known from norms
         found = _repair(r, jobs[r.layer.node], model, view, weights_too)
@@ -92,25 +92,29 @@ def closed_scores(
     """(channels,) scores by group id: what is lost as each channel goes, never falling.
 
     OBS on the moments that need no data, a channel at a time, as `obs.obs_scores` does it on those
-    of calibration data. A loss is relative to the variance of its layer's output (energies of sums
-    are worse known without data), so that groups can be compared. Groups without a layer that can
+    of calibration data. A loss is relative to the variance of the sum that its layer's output ends
+    in, so that groups can be compared. Groups without a layer that can
     be followed have no entry; channels beyond the share `most` are not ordered against each other:
     they stay longest.
     """
     facts, view = solution.facts, View.of(solution, (), {})
     place = {int(r): (g.id, k) for g in groups for k, r in enumerate(g.roots)}
     parts: dict[int, list[tuple[Array, Array, NDArray[np.int64]]]] = {g.id: [] for g in groups}
-    for r in _readings(facts, layers(facts)):
+    wanted = layers(facts)
+    targets = {c: target(c, view) for c in wanted}
+    readings, spreads = _readings(facts, wanted, {t.end for t in targets.values() if t.term})
+    for r in readings:
         roots = solution.roots(r.layer.data, r.channels.axis)
         first = np.unique(r.channels.of, return_index=True)[1]
         owner = [place.get(int(roots[k]), (-1, -1)) for k in first]
         w = r.w
-        scale = target(r.layer, view).scale
+        scale = targets[r.layer].scale
         if scale is not None:
             w = np.asarray(w * scale.reshape(r.w.shape[0], 1, 1, -1), np.float64)
         rows = w.reshape(len(first), -1)
         cov = r.channels.seen
-        power = float(np.einsum("cr,cr,c->", rows, rows, cov.diagonal()))
+        own = float(np.einsum("cr,cr,c->", rows, rows, cov.diagonal()))
+        power = max(own, spreads.get(targets[r.layer].end, 0.0))
         if not power > 0 or not np.isfinite(power):
             continue
         owners = {o for o, _ in owner} - {-1}
@@ -175,18 +179,25 @@ def _is_known(r: _Reading) -> bool:
     return r.channels.trusted or r.layer.is_conv or r.channels.is_rectified
 
 
-def _readings(facts: Facts, wanted: Sequence[Consumer]) -> list[_Reading]:
+def _readings(
+    facts: Facts, wanted: Sequence[Consumer], ends: Collection[str] = ()
+) -> tuple[list[_Reading], dict[str, float]]:
+    """What layers read, as far as it can be had, and the variances of the values `ends`, summed
+    over channels.
+    """
     by_value: dict[str, list[Consumer]] = {}
     for c in wanted:
         by_value.setdefault(c.data, []).append(c)
-    found = []
-    for value, x in walk(facts, list(by_value)):
-        for c in by_value[value]:
+    found, spreads = [], {}
+    for value, x in walk(facts, list({*by_value, *ends})):
+        if value in ends:
+            spreads[value] = float(x.variance.sum())
+        for c in by_value.get(value, ()):
             rows = weight_rows(c, facts, x.of)
             if rows is not None:
                 w = weight_of(c, facts)[:, rows]
                 found.append(_Reading(c, x, rows, w, _inside(c, facts, rows.shape[1])))
-    return found
+    return found, spreads
 
 
 def _inside(c: Consumer, facts: Facts, taps: int) -> NDArray[np.float64]:

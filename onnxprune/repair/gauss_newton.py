@@ -46,6 +46,8 @@ _ELEMENTS = 32_000_000
 _WIDEST = 2560
 """Channels up to which their joint curvature is affordable."""
 _RIDGE_IN, _RIDGE_OUT = 3e-2, 1e-2
+_WORTH = 0.99
+"""What a round must bring the held-out error down to, to be kept and followed by another."""
 _DELTA = 1e-3
 """The step of the finite difference for slopes, over the root mean square."""
 
@@ -236,7 +238,7 @@ def _round(
         new.append(now.store.put(h))
     folds = gather(job, was, now, new)
     found = best_fit(folds, wc, free=free_bias(job, model), shares=(fit.share,))
-    if not (found.is_finite and found.errors[-1] < fit.errors[-1]):
+    if not (found.is_finite and found.errors[-1] < _WORTH * fit.errors[-1]):
         _drop(new)
         return None, None
     write(p, model, wp_new)
