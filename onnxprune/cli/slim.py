@@ -33,7 +33,7 @@ _HELD_OUT = 128
 @click.option("--dead", is_flag=True, help="Remove only what changes no output.")
 @click.option("--per-layer", type=click.Path(path_type=Path), help="YAML or JSON: regex -> ratio.")
 @click.option("--criterion", help="l2 (default), l1, linf, bn-scale, geometric-median, random, "
-              "obs (default with --calib).")  # fmt: skip
+              "moments (default for --target), obs (default with --calib).")  # fmt: skip
 @click.option("--scores", type=click.Path(path_type=Path), help="Scores by weight name (.npz).")
 @click.option("--scope", type=click.Choice(["layer", "global"]), default="layer",
               show_default=True, help="Ratio of every group, or of all together.")  # fmt: skip

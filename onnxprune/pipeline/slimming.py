@@ -77,8 +77,8 @@ def slim(
         max_drop: find the slimmest model whose score in `evaluation` falls by no more.
         per_layer: regular expression -> ratio, for the groups whose names it finds.
         criterion: how channels are ranked (see `onnxprune.choose.criteria`); by default obs (see
-            `onnxprune.repair.obs`) with samples, calibration's or synthetic, l2 without; moments
-            is its kin without any (see `onnxprune.repair.closed`).
+            `onnxprune.repair.obs`) with samples, calibration's or synthetic; without, l2, or where
+            a target is to be met its kin that needs none, moments (`onnxprune.repair.closed`).
         scores: scores by weight name that win over the criterion, a value per output channel.
         heads: auto, whole or dims (see `onnxprune.choose.heads`).
         include, exclude: regular expressions on node and tensor names; exclude wins.
@@ -120,7 +120,10 @@ def slim(
         raise UsageError("--max-drop needs something to measure", hint=hint)
     kind = kind_of(repair, bool(calib))
     sampled = bool(calib) or kind == "synthetic"
-    criterion = criterion or ("obs" if sampled and scores is None else "l2")
+    if criterion is None:
+        budget = target is not None or max_drop is not None
+        losses = "obs" if sampled else "moments" if kind and budget else "l2"
+        criterion = losses if scores is None else "l2"
     if criterion == "obs" and scores is not None:
         raise UsageError("--scores and --criterion obs exclude each other")
     if criterion == "obs" and not sampled:
