@@ -46,7 +46,7 @@ _ELEMENTS = 32_000_000
 _WIDEST = 2560
 """Channels up to which their joint curvature is affordable."""
 _RIDGE_IN, _RIDGE_OUT = 3e-2, 1e-2
-_WORTH = 0.99
+_WORTH = 0.998
 """What a round must bring the held-out error down to, to be kept and followed by another."""
 _DELTA = 1e-3
 """The step of the finite difference for slopes, over the root mean square."""

@@ -49,6 +49,8 @@ SHARES = (1e-3, 1e-2, 1e-1)
 """Pulls towards the sliced weights that are tried, as shares of the taps' mean power."""
 PLENTY = 32
 """Rows for each column that a layer must have to be fitted though all that it reads is there."""
+ENOUGH = 16
+"""Rows for each column that a layer must have for rounds on what makes its input."""
 FOLDS = 4
 """Parts of the samples, for judging what the others solve for."""
 AFFORDABLE = 1500
@@ -160,7 +162,7 @@ def refit(
                 continue
             now.take([*job.slim_values, *(v for p in pairs.get(job, ()) for v in p.values)])
             power, before, fit = _fit(job, model, was, now, recipe)
-            if fit is not None and job in pairs:
+            if fit is not None and job in pairs and fit.rows >= ENOUGH:
                 fit = improve(job, pairs[job], model, was, now, recipe.rounds, fit)
             if np.isfinite(before):
                 after = before if fit is None else fit.error
@@ -191,6 +193,8 @@ class Fit:
     share: float
     errors: Array
     weights: Array
+    rows: float
+    """Rows for each column."""
 
     @property
     def error(self) -> float:
@@ -208,7 +212,8 @@ def best_fit(folds: Folds, w0: Array, *, free: bool, shares: Sequence[float] = S
         for s in shares
     }
     share = min(shares, key=lambda s: errors[s].sum())
-    return Fit(share, errors[share], ridge(folds.all, w0, share, free_bias=free))
+    weights = ridge(folds.all, w0, share, free_bias=free)
+    return Fit(share, errors[share], weights, folds.all.rows / folds.all.size)
 
 
 def _fit_recurrent(
@@ -247,7 +252,7 @@ def _fit(
         fit = best_fit(folds, w0, free=free)
     elif free and not recipe.weights:
         errors = folds.errors(lambda m: bias_only(m, w0))
-        fit = Fit(1.0, errors, bias_only(folds.all, w0))
+        fit = Fit(1.0, errors, bias_only(folds.all, w0), folds.all.rows / folds.all.size)
     else:
         return folds.power, before, None
     if not fit.is_finite or not fit.error < before:
