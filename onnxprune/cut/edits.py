@@ -16,7 +16,7 @@ from onnxprune.axes.facts import Facts
 from onnxprune.cut.unread import drop_unread
 from onnxprune.graph.files import write_tensor
 from onnxprune.graph.model import Constant, Model, Node, Path, Site, graph_at
-from onnxprune.graph.tensors import header, known_bytes, without
+from onnxprune.graph.tensors import add_tensor, header, known_bytes, without
 
 _LARGE = 1 << 16
 """Bytes from which a weight is copied only if it stays as it is."""
@@ -114,12 +114,7 @@ class Edits:
         return name
 
     def initializer(self, tensor: TensorProto) -> None:
-        graph = self.proto.graph
-        graph.initializer.append(tensor)
-        if self.proto.ir_version < 4:  # there, initializers are inputs as well
-            graph.input.append(
-                helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
-            )
+        add_tensor(self.proto, tensor)
 
     def store(self, c: Constant, array: np.ndarray) -> None:
         """Replace the content of a stored tensor; its name, type and notes stay."""

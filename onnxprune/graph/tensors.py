@@ -186,6 +186,14 @@ def write_tensor(template: TensorProto, array: np.ndarray) -> TensorProto:
     return tensor
 
 
+def add_tensor(model: ModelProto, tensor: TensorProto) -> None:
+    """Store one more tensor in the main graph."""
+    model.graph.initializer.append(tensor)
+    if model.ir_version < 4:  # there, initializers are inputs as well
+        info = helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+        model.graph.input.append(info)
+
+
 def header(tensor: TensorProto) -> TensorProto:
     """A tensor's name, type, doc string and metadata, without shape and values."""
     copy = TensorProto(data_type=tensor.data_type, metadata_props=tensor.metadata_props)

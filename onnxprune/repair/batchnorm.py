@@ -22,6 +22,7 @@ from onnxprune.axes.solve import Solution
 from onnxprune.axes.view import View
 from onnxprune.cut.weights import Stored
 from onnxprune.graph.model import Constant, Node, Site
+from onnxprune.graph.tensors import add_tensor
 from onnxprune.repair.linear import Fitted
 from onnxprune.repair.stream import Feeds, Store, Stream
 
@@ -179,11 +180,7 @@ def with_statistics(
             continue
         for k, name, values in zip((3, 4), _names(node.output[0]), (s.mean, s.var), strict=True):
             dtype = helper.tensor_dtype_to_np_dtype(types.get(node.input[k], 1))
-            tensor = numpy_helper.from_array(values.astype(dtype), name)
-            copy.graph.initializer.append(tensor)
-            if copy.ir_version < 4:  # which lists initializers as inputs
-                info = helper.make_tensor_value_info(name, tensor.data_type, tensor.dims)
-                copy.graph.input.append(info)
+            add_tensor(copy, numpy_helper.from_array(values.astype(dtype), name))
             node.input[k] = name
     return copy
 

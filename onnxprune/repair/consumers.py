@@ -68,11 +68,6 @@ class Target:
     """The sum; where there is none, the output behind a batch norm."""
 
 
-def consumers(facts: Facts) -> list[Consumer]:
-    """Layers of the main graph that contract all of their input's channels, in order."""
-    return [c for c in layers(facts) if c.groups == 1]
-
-
 def layers(facts: Facts) -> list[Consumer]:
     """All layers of the main graph that can be fitted, in order: convolutions in groups too."""
     found = []

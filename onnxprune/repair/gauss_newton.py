@@ -24,6 +24,7 @@ from onnxprune.axes.rules import ELEMENTWISE
 from onnxprune.axes.view import View
 from onnxprune.graph.model import Model, Node
 from onnxprune.repair.cone import part, upstream
+from onnxprune.repair.fits import FOLDS, Fit, best_fit, fold_of, gather
 from onnxprune.repair.jobs import (
     Job,
     flat_rows,
@@ -34,7 +35,6 @@ from onnxprune.repair.jobs import (
     start,
     write,
 )
-from onnxprune.repair.linear import FOLDS, Fit, best_fit, fold_of, gather
 from onnxprune.repair.moments import Moments
 from onnxprune.repair.operators import Operator
 from onnxprune.repair.stream import Kept, Stream, port

@@ -40,10 +40,8 @@ class Job:
     """It contracts removed channels."""
     touched: bool
     """What it reads is not what the original reads there. Others are not fitted themselves."""
-    node: onnx.NodeProto
-    """In the slim model."""
     adds: onnx.NodeProto
-    """The node there that adds its bias: the same, or a sum behind it."""
+    """The node of the slim model that adds its bias: its own, or a sum behind it."""
     weight: str
     """Its weight's name there."""
     x: str
@@ -110,7 +108,7 @@ def jobs_of(
         scale = np.ones(int(kept.sum())) if t.scale is None else t.scale[kept].copy()
         found.append(Job(
             c, t, not view.kept(c.weight, c.axis).all(), c.node.outputs[0] in changed,
-            node, adds, name,
+            adds, name,
             facts.model.in_file(c.pooled or c.data), facts.model.in_file(c.out),
             facts.model.in_file(t.term) if t.term else "", shape, groups, kept, scale,
             _original(c, view)[:, kept] if c.pooled else None, count, seed,
@@ -201,7 +199,7 @@ def write(job: Job, model: onnx.ModelProto, w: NDArray[np.float64]) -> None:
     """Put weights and bias (*lead, D, O) into the model; a bias that is not free stays."""
     free = free_bias(job, model)
     tensor: Any = stored(model)[job.weight]
-    write_matrix(model, job.node, tensor, w, job.layer, job.shape)
+    write_matrix(tensor, w, job.layer, job.shape)
     if free:
         dtype = read_tensor(tensor, None).dtype
         write_bias(model, job.adds, job.layer, w[..., -1, :].ravel().astype(dtype))

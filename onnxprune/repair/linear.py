@@ -11,50 +11,36 @@ With rounds, the layer that makes the channels is then moved too, see `gauss_new
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 
 import numpy as np
 import onnx
 
 from onnxprune.axes.view import View
 from onnxprune.cut.weights import Stored
-from onnxprune.repair.jobs import (
-    Job,
-    free_bias,
-    goal,
-    goal_rows,
-    jobs_of,
-    rows_at,
-    start,
-    touched,
-    write,
-)
-from onnxprune.repair.moments import Array, Moments, bias_only, ridge
+from onnxprune.repair.fits import Fit, best_fit, folded, gather
+from onnxprune.repair.gauss_newton import Pair, improve, pairs_of
+from onnxprune.repair.jobs import Job, free_bias, jobs_of, start, touched, write
+from onnxprune.repair.moments import bias_only
 from onnxprune.repair.recurrent import (
     RecurrentJob,
-    moments_of,
     parts_of,
     put,
     recurrent_jobs,
+    rows_of,
     start_of,
     store_weights,
     weights_of,
 )
-from onnxprune.repair.stream import Feeds, Kept, Store, Stream
+from onnxprune.repair.stream import Feeds, Store, Stream
 from onnxprune.repair.taps import places_per_map
 
-SHARES = (1e-3, 1e-2, 1e-1)
-"""Pulls towards the sliced weights that are tried, as shares of the taps' mean power."""
 PLENTY = 32
 """Rows for each column that a layer must have to be fitted though all that it reads is there."""
 ENOUGH = 16
 """Rows for each column that a layer must have for rounds on what makes its input."""
-FOLDS = 4
-"""Parts of the samples, for judging what the others solve for."""
-AFFORDABLE = 1500
-"""Columns up to which every part is judged; beyond, the last one stands for all."""
 
 
 @dataclass(frozen=True)
@@ -81,39 +67,6 @@ class Fitted:
     after: float
 
 
-@dataclass(frozen=True, eq=False)
-class Folds:
-    """Moments of a layer by parts of the samples: each is judged by what the others solve for."""
-
-    parts: tuple[Moments, ...]
-
-    @cached_property
-    def all(self) -> Moments:
-        total = self.parts[0]
-        for part in self.parts[1:]:
-            total = total.plus(part)
-        return total
-
-    @property
-    def power(self) -> float:
-        """Of the targets, summed over outputs."""
-        return max(self.all.t / max(1, self.all.rows), 1e-30)
-
-    def errors(self, solve: Callable[[Moments], Array]) -> Array:
-        """(parts,) squared error of each part, as its share of the mean over all rows."""
-        whole = self.all
-        if len(self.parts) == 1:
-            return np.array([whole.error(solve(whole))])
-        judged = self.parts[-1:] if whole.size > AFFORDABLE else self.parts
-        found = [p.error(solve(whole.minus(p))) * p.rows for p in judged]
-        return np.array(found) / max(1, sum(p.rows for p in judged))
-
-
-def fold_of(k: int, batches: int) -> int:
-    """Which part batch `k` belongs to."""
-    return k % min(FOLDS, batches)
-
-
 def refit(
     view: View,
     slim: onnx.ModelProto,
@@ -133,87 +86,52 @@ def refit(
     Raises:
         Unreadable: ONNX Runtime can't run one of the models.
     """
-    from onnxprune.repair.gauss_newton import Pair, improve, pairs_of
-
     model = onnx.ModelProto()
     model.CopyFrom(slim)
     folder, original = view.facts.model.source.folder, view.facts.model.source.proto
     layers = jobs_of(view, model, weights, places_per_map(batches), seed)
-    pairs: dict[Job, list[Pair]] = pairs_of(view, model, layers) if recipe.rounds else {}
+    pairs = pairs_of(view, model, layers) if recipe.rounds else {}
     recurrent = recurrent_jobs(view, model, weights, touched(view)) if recipe.weights else ()
     fitted = [j for j in layers if j.touched]
     jobs = sorted([*fitted, *recurrent], key=lambda j: j.order)
     done: list[Fitted] = []
     if not jobs:
         return model, ()
-    slim_wanted = [v for j in jobs for v in j.slim_values]
-    slim_wanted += [v for found in pairs.values() for p in found for v in p.values]
+    reads = [_reads(j, pairs) for j in jobs]
     with Store(memory) as store:
         was = Stream(original, batches, [v for j in jobs for v in j.original_values], store, folder)
-        now = Stream(model, batches, slim_wanted, store, folder)
-        for k, job in enumerate(jobs):
+        now = Stream(model, batches, [v for values in reads for v in values], store, folder)
+        for k, (job, values) in enumerate(zip(jobs, reads, strict=True)):
             tell(f"repairing {k + 1} of {len(jobs)} layers")
             was.take(job.original_values)
+            now.take(values)
             if isinstance(job, RecurrentJob):
-                now.take(job.slim_values)
                 done += _fit_recurrent(job, model, was, now)
-                was.release(job.original_values)
-                now.release(job.slim_values)
-                continue
-            now.take([*job.slim_values, *(v for p in pairs.get(job, ()) for v in p.values)])
-            power, before, fit = _fit(job, model, was, now, recipe)
-            if fit is not None and job in pairs and fit.rows >= ENOUGH:
-                fit = improve(job, pairs[job], model, was, now, recipe.rounds, fit)
-            if np.isfinite(before):
-                after = before if fit is None else fit.error
-                done.append(Fitted(job.layer.node.label, before / power, after / power))
+            else:
+                done += _fit_layer(job, pairs.get(job, ()), model, was, now, recipe)
             was.release(job.original_values)
-            now.release([*job.slim_values, *(v for p in pairs.get(job, ()) for v in p.values)])
+            now.release(values)
     return model, tuple(done)
 
 
-def gather(job: Job, was: Stream, now: Stream, inputs: Sequence[Kept] = ()) -> Folds:
-    """Moments of what a layer reads and should give; `inputs` by batch win over what it reads."""
-    parts: list[Moments] = []
-    count = len(now.batches)
-    for k in range(count):
-        x, y = inputs[k].array if inputs else now.get(job.x, k), goal(job, was, now, k)
-        taps, rows = rows_at(job, x, y, k), goal_rows(job, y, k)
-        if not parts:
-            size, outputs, lead = taps.shape[-1] + 1, rows.shape[-1], taps.shape[:-2]
-            parts = [Moments(size, outputs, lead) for _ in range(min(FOLDS, count))]
-        parts[fold_of(k, count)].add(taps, rows)
-    return Folds(tuple(parts))
+def _reads(job: Job | RecurrentJob, pairs: Mapping[Job, Sequence[Pair]]) -> list[str]:
+    """What a job needs from the slim model, its rounds included."""
+    more = () if isinstance(job, RecurrentJob) else pairs.get(job, ())
+    return [*job.slim_values, *(v for p in more for v in p.values)]
 
 
-@dataclass(frozen=True, eq=False)
-class Fit:
-    """What a solve gave: the pull, the errors of parts that it had not seen, the weights."""
-
-    share: float
-    errors: Array
-    weights: Array
-    rows: float
-    """Rows for each column."""
-
-    @property
-    def error(self) -> float:
-        return float(self.errors.sum())
-
-    @property
-    def is_finite(self) -> bool:
-        return bool(np.isfinite(self.errors).all() and np.isfinite(self.weights).all())
-
-
-def best_fit(folds: Folds, w0: Array, *, free: bool, shares: Sequence[float] = SHARES) -> Fit:
-    """The pull with the least error on samples not seen; its weights are of all samples."""
-    errors = {
-        s: folds.errors(lambda m, s=s: ridge(m, w0, s, free_bias=free))  # type: ignore[misc]
-        for s in shares
-    }
-    share = min(shares, key=lambda s: errors[s].sum())
-    weights = ridge(folds.all, w0, share, free_bias=free)
-    return Fit(share, errors[share], weights, folds.all.rows / folds.all.size)
+def _fit_layer(
+    job: Job, pairs: Sequence[Pair], model: onnx.ModelProto, was: Stream, now: Stream,
+    recipe: Recipe,
+) -> list[Fitted]:  # fmt: skip
+    """Refit one layer, with rounds on what makes its input; what was done, if that is known."""
+    power, before, fit = _fit(job, model, was, now, recipe)
+    if fit is not None and fit.density >= ENOUGH:
+        fit = improve(job, pairs, model, was, now, recipe.rounds, fit)
+    after = before if fit is None else fit.error
+    return (
+        [Fitted(job.layer.node.label, before / power, after / power)] if np.isfinite(before) else []
+    )
 
 
 def _fit_recurrent(
@@ -221,12 +139,11 @@ def _fit_recurrent(
 ) -> list[Fitted]:
     """Refit the gates of a recurrent layer; what was done, a line for all of them."""
     have = weights_of(job, model, now.folder)
-    count = len(now.batches)
-    places = [fold_of(k, count) for k in range(count)]
     power, before, after = 1e-30, 0.0, 0.0
     for d in range(len(job.reversed)):
         for part in parts_of(job):
-            folds = Folds(moments_of(job, part, d, was, now, places))
+            rows = partial(rows_of, job, part, d, was, now)
+            folds = folded(len(now.batches), rows)
             if not folds.all.finite:
                 continue
             w0 = start_of(job, part, d, have)
@@ -247,12 +164,12 @@ def _fit(
     if not folds.all.finite:
         return folds.power, np.nan, None
     before, free = folds.all.error(w0), free_bias(job, model)
-    plenty = folds.all.rows >= PLENTY * folds.all.size
+    plenty = folds.density >= PLENTY
     if recipe.weights and (job.cut or plenty):
         fit = best_fit(folds, w0, free=free)
     elif free and not recipe.weights:
         errors = folds.errors(lambda m: bias_only(m, w0))
-        fit = Fit(1.0, errors, bias_only(folds.all, w0), folds.all.rows / folds.all.size)
+        fit = Fit(1.0, errors, bias_only(folds.all, w0), folds.density)
     else:
         return folds.power, before, None
     if not fit.is_finite or not fit.error < before:

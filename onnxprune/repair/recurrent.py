@@ -23,7 +23,6 @@ from onnxprune.cut.weights import Stored
 from onnxprune.graph.files import read_tensor, write_tensor
 from onnxprune.graph.model import Node
 from onnxprune.repair.cone import readers, stored
-from onnxprune.repair.moments import Moments
 from onnxprune.repair.stream import Stream
 
 Array = NDArray[np.float64]
@@ -211,17 +210,3 @@ def store_weights(
             old = store[name]
             values = np.ascontiguousarray(have[key].astype(np.float32))
             old.CopyFrom(write_tensor(old, values.reshape(tuple(old.dims))))
-
-
-def moments_of(
-    job: RecurrentJob, part: _Part, d: int, was: Stream, now: Stream, places: Sequence[int]
-) -> tuple[Moments, ...]:
-    """Moments of the samples by parts; `places` says to which each batch belongs."""
-    found: list[Moments] = []
-    for k in range(len(now.batches)):
-        taps, goal = rows_of(job, part, d, was, now, k)
-        if not found:
-            size, outputs = taps.shape[-1] + 1, goal.shape[-1]
-            found = [Moments(size, outputs) for _ in range(max(places) + 1)]
-        found[places[k]].add(taps, goal)
-    return tuple(found)

@@ -10,6 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.graph.files import read_tensor, write_tensor
+from onnxprune.graph.tensors import add_tensor
 from onnxprune.repair.cone import readers, stored
 from onnxprune.repair.consumers import Consumer
 
@@ -38,12 +39,6 @@ def write_array(w: np.ndarray, c: Consumer, shape: Sequence[int]) -> np.ndarray:
     taps = int(np.prod(shape[2:]))
     turned = w.reshape(groups, shape[0] // groups, taps, shape[1]).transpose(0, 1, 3, 2)
     return np.flip(turned.reshape(shape), tuple(range(2, len(shape))))
-
-
-def bias_node(model: onnx.ModelProto, c: Consumer) -> onnx.NodeProto | None:
-    """The node of a model that adds a layer's bias."""
-    name = (c.add or c.node).outputs[0] if c.add is not None else c.node.outputs[0]
-    return next((n for n in model.graph.node if name in n.output), None)
 
 
 def read_bias(
@@ -84,10 +79,7 @@ def bias_is_free(
     return readers(model, name) == 1 and wide
 
 
-def write_matrix(
-    model: onnx.ModelProto, node: onnx.NodeProto, old: TensorProto, w: np.ndarray, c: Consumer,
-    shape: Sequence[int],
-) -> None:  # fmt: skip
+def write_matrix(old: TensorProto, w: np.ndarray, c: Consumer, shape: Sequence[int]) -> None:
     """Store the rows of `w` but its last, the bias."""
     dtype = helper.tensor_dtype_to_np_dtype(old.data_type)
     new = write_array(w[..., :-1, :], c, shape)
@@ -107,9 +99,5 @@ def write_bias(
     name = f"{node.output[0]}/bias"
     while name in taken:
         name += "_"
-    bias = numpy_helper.from_array(values, name)
-    model.graph.initializer.append(bias)
-    if model.ir_version < 4:  # which lists initializers as inputs
-        info = helper.make_tensor_value_info(name, bias.data_type, bias.dims)
-        model.graph.input.append(info)
+    add_tensor(model, numpy_helper.from_array(values, name))
     node.input[2:] = [name]  # Conv and Gemm have it there
