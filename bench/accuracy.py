@@ -41,6 +41,11 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
+def in_batches(x: np.ndarray, name: str, size: int) -> list[dict[str, np.ndarray]]:
+    """Samples as an input's batches."""
+    return [{name: x[k : k + size]} for k in range(0, len(x), size)]
+
+
 def logits(model: onnx.ModelProto, batches: Sequence[Feeds], folder: Path | None) -> np.ndarray:
     """The first output for all samples, (samples, classes)."""
     with open_session(model, optimise=True, folder=folder) as session:

@@ -34,12 +34,13 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import torch
+from torch import library as extensions
 from torch import nn
 
 OPSET = {"ts": 17, "dynamo": 18}
 TOLERANCE = 1e-3  # largest relative difference allowed between ONNX Runtime and PyTorch
 
-LIBRARIES: list[torch.library.Library] = []  # a declaration is undone when its library is freed
+LIBRARIES: list[extensions.Library] = []  # a declaration is undone when its library is freed
 
 
 class SkipModelError(Exception):
@@ -65,7 +66,7 @@ def import_torchvision():
             declared.add(missing[1])
             for name in [key for key in sys.modules if key.partition(".")[0] == "torchvision"]:
                 del sys.modules[name]
-            library = torch.library.Library("torchvision", "FRAGMENT")
+            library = extensions.Library("torchvision", "FRAGMENT")
             library.define(f"{missing[1]}(Tensor x) -> Tensor")
             LIBRARIES.append(library)
 

@@ -26,7 +26,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from bench.accuracy import divergence, logits
+from bench.accuracy import divergence, in_batches, logits
 from onnxprune import pipeline
 from onnxprune.graph.files import Source, load
 
@@ -125,10 +125,6 @@ def images(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     return (pixels[:, None] / 255).astype(np.float32)
 
 
-def batches(x: np.ndarray, size: int) -> list[dict[str, np.ndarray]]:
-    return [{"x": x[k : k + size]} for k in range(0, len(x), size)]
-
-
 @dataclass(frozen=True)
 class Row:
     network: str
@@ -151,7 +147,7 @@ class Judge:
 
     def __init__(self, name: str, source: Source, data: Data) -> None:
         self.name, self.labels = name, data.labels
-        self.scored = batches(data.test, 1000)
+        self.scored = in_batches(data.test, "x", 1000)
         self.before = logits(source.proto, self.scored, None)
         self.whole = self.accuracy(self.before)
 
@@ -200,7 +196,7 @@ def rows_of(name: str, data: Data, args: argparse.Namespace) -> Iterator[Row]:
 
 def drawn(x: np.ndarray, samples: int, subset: int) -> list[dict[str, np.ndarray]]:
     chosen = np.random.default_rng(subset).permutation(len(x))[:samples]
-    return batches(x[np.sort(chosen)], BATCH)
+    return in_batches(x[np.sort(chosen)], "x", BATCH)
 
 
 def slim(source: Source, ratio: float, **how: Any) -> tuple[pipeline.Result, float]:

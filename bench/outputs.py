@@ -1,6 +1,6 @@
 """What pruning without training does to the outputs of networks that no label can score.
 
-    python -m bench.outputs DATA MODELS [--only REGEX] [--target macs=67%] [--samples 256]
+    python -m bench.outputs DATA MODELS [--only REGEX] [--target macs=67%] [--samples 128]
 
 DATA and MODELS as for `bench.tables`. Every network is slimmed to one target twice: sliced (l2, no
 repair), and chosen by block OBS and repaired on calibration samples, with the defaults. The error
@@ -25,8 +25,8 @@ import onnx
 from PIL import Image
 
 from onnxprune import pipeline
+from onnxprune.check.fidelity import fidelity
 from onnxprune.graph.files import Source, load
-from onnxprune.runtime.session import open_session
 
 Feeds = dict[str, np.ndarray]
 HELD = 48
@@ -105,22 +105,10 @@ def batched(samples: Sequence[Feeds], proto: onnx.ModelProto) -> list[Feeds]:
     ]
 
 
-def outputs(model: onnx.ModelProto, runs: Sequence[Feeds], folder: Path | None) -> list[Feeds]:
-    with open_session(model, optimise=True, folder=folder) as session:
-        return [session.run(r) for r in runs]
-
-
-def error(before: Sequence[Feeds], now: Sequence[Feeds]) -> float:
-    """Squared difference over power, the mean over float outputs."""
-    found = []
-    for name, first in before[0].items():
-        if first.dtype.kind == "f" and first.size:
-            pairs = [
-                (a[name].astype(np.float64), b[name]) for a, b in zip(before, now, strict=True)
-            ]
-            lost = sum(float(np.square(a - b).sum()) for a, b in pairs)
-            found.append(lost / max(sum(float(np.square(a).sum()) for a, _ in pairs), 1e-30))
-    return float(np.mean(found))
+def error(source: Source, model: onnx.ModelProto, held: Sequence[Feeds]) -> float:
+    """Squared difference of the outputs over their power, the mean over float outputs."""
+    found = fidelity(source.proto, model, source.folder, held)
+    return float(np.mean([10 ** (-f.snr_db / 10) for f in found if f.snr_db is not None]))
 
 
 def row(name: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -129,7 +117,6 @@ def row(name: str, args: argparse.Namespace) -> dict[str, Any]:
     size = len(next(iter(runs[0].values())))
     last = max(1, HELD // size)
     calib, held = runs[:-last][: args.samples // size], runs[-last:]
-    before = outputs(source.proto, held, source.folder)
     found: dict[str, Any] = {"model": name, "target": args.target, "calib": len(calib) * size}
     ways: dict[str, dict[str, Any]] = {
         "sliced": {"criterion": "l2", "repair": "none"}, "repaired": {"calib": calib}
@@ -138,7 +125,7 @@ def row(name: str, args: argparse.Namespace) -> dict[str, Any]:
         start = time.perf_counter()
         result = pipeline.slim(source, target=args.target, verify=False, **how)
         found[f"{way}_seconds"] = round(time.perf_counter() - start, 1)
-        found[way] = error(before, outputs(result.model, held, source.folder))
+        found[way] = error(source, result.model, held)
     return found
 
 
@@ -148,7 +135,7 @@ def main() -> None:
     parser.add_argument("models", type=Path)
     parser.add_argument("--only", default="", metavar="REGEX")
     parser.add_argument("--target", default="macs=66.7%")
-    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--out", type=Path, default=Path("results/outputs.jsonl"))
     args = parser.parse_args()
     args.out.parent.mkdir(exist_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -11,10 +11,9 @@ from onnx import ModelProto
 
 from onnxprune.axes.analyse import facts_of
 from onnxprune.axes.facts import Facts
-from onnxprune.axes.trace import trace
 from onnxprune.bench.data import ModelRow
 from onnxprune.cost.cost import nodes
-from onnxprune.cost.work import Sizes, macs_of_work
+from onnxprune.cost.work import macs_of_work, sizes_at
 from onnxprune.errors import PruneError, UsageError
 from onnxprune.graph.files import Source, load, save
 from onnxprune.graph.model import Node, normalise
@@ -63,7 +62,7 @@ class Contestant:
         Empty where that is not known at these input shapes.
         """
         facts = self.facts
-        sizes = None if facts is None else _sizes_at(facts, shapes)
+        sizes = None if facts is None else sizes_at(facts, shapes)
         if facts is None or sizes is None:
             return {}
         found: dict[str, Work] = {}
@@ -105,28 +104,6 @@ def short_names(paths: Sequence[Path]) -> list[str]:
         again = sum(p == path for p in paths[:k])
         names.append(f"{name} ({again + 1})" if again else name)
     return names
-
-
-def _sizes_at(facts: Facts, shapes: Shapes) -> Sizes | None:
-    """The sizes of all axes at these input shapes; None where they can't be told."""
-    first, other = facts.trace, facts.other
-    # What was the same under both bindings is so under a third.
-    hints = {
-        value: (first.types[value], shape)
-        for value, shape in first.shapes.items()
-        if other.shapes.get(value) == shape
-    }
-    here = trace(facts.model, replace(first.binding, shapes=dict(shapes)), hints)
-    if len(here.failures) > len(first.failures):
-        return None
-    moved = {
-        id(labels): size
-        for value, axes in facts.axes.items()
-        if value in here.shapes
-        for labels, size in zip(axes, here.shapes[value], strict=False)
-        if len(labels) != size
-    }
-    return Sizes(shapes, moved)
 
 
 def _widths(node: Node, facts: Facts) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from onnxprune.bench.inputs import Wanted
 from onnxprune.bench.measure import Budget
-from onnxprune.runtime.session import Tuning
+from onnxprune.runtime.session import RESTING, Tuning
 
 PAIRED_SECONDS = 60.0
 ALONE_SECONDS = 10.0
@@ -49,7 +49,7 @@ class Settings:
         """What sessions are opened with."""
         # Idle threads that spin would take the cores of the model whose turn it is.
         spinning = {"session.force_spinning_stop": "1"}
-        config = spinning if self.spin else {"session.intra_op.allow_spinning": "0"}
+        config = spinning if self.spin else RESTING
         return Tuning(self.threads, config, PROVIDER_OPTIONS.get(provider, {}))
 
     def budget(self, models: int) -> Budget:

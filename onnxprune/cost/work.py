@@ -43,17 +43,28 @@ def sizes_at_one(facts: Facts, one: Trace | None = None) -> Sizes:
 
     `one` is what `trace_at_one` gives, for who asks about several walks over one trace.
     """
-    model, walked = facts.model, facts.trace
+    model = facts.model
     one = trace_at_one(facts) if one is None else one
-    moved = {
+    inputs = {model.in_file(i): one.shapes[i] for i in model.graph.inputs if i in one.shapes}
+    return Sizes(inputs, {} if one is facts.trace else _moved(facts, one))
+
+
+def sizes_at(facts: Facts, shapes: Mapping[str, tuple[int, ...]]) -> Sizes | None:
+    """The sizes of all axes at these input shapes; None where they can't be told."""
+    walked = facts.trace
+    here = trace(facts.model, replace(walked.binding, shapes=dict(shapes)), _hints(facts))
+    return None if len(here.failures) > len(walked.failures) else Sizes(shapes, _moved(facts, here))
+
+
+def _moved(facts: Facts, here: Trace) -> dict[int, int]:
+    """The axes that have another size in a trace than in the facts."""
+    return {
         id(labels): size
         for value, axes in facts.axes.items()
-        if one is not walked and value in one.shapes
-        for labels, size in zip(axes, one.shapes[value], strict=False)
+        if value in here.shapes
+        for labels, size in zip(axes, here.shapes[value], strict=False)
         if len(labels) != size
     }
-    inputs = {model.in_file(i): one.shapes[i] for i in model.graph.inputs if i in one.shapes}
-    return Sizes(inputs, moved)
 
 
 def _hints(facts: Facts) -> dict[str, tuple[int, tuple[int, ...]]]:

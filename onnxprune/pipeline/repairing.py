@@ -72,13 +72,18 @@ def ranked_by_moments(analysis: Analysis, most: float) -> Scores:
     """Scores by block OBS on moments that the weights and batch norms tell; l2 elsewhere."""
     from onnxprune.repair.closed import closed_scores
 
-    rest = group_scores(analysis.facts, analysis.groups, "l2", 0)
     found = closed_scores(analysis.solution, analysis.groups, most)
+    return _with_l2(analysis, found, "moments", "what they hold is not known")
+
+
+def _with_l2(
+    analysis: Analysis, found: Mapping[int, NDArray[np.float64]], criterion: str, why: str
+) -> Scores:
+    """Losses by group id; groups without are ranked by l2, and a note says why."""
+    rest = group_scores(analysis.facts, analysis.groups, "l2", 0)  # which draws nothing
     missing = len(analysis.groups) - len(found)
-    note = (f"moments: {missing} groups were ranked by l2: what they hold is not known",)
-    return Scores(
-        {**rest.by_group, **found}, (*rest.notes, *(note if missing else ())), frozenset(found)
-    )
+    note = (f"{criterion}: {missing} groups were ranked by l2: {why}",) if missing else ()
+    return Scores({**rest.by_group, **found}, (*rest.notes, *note), frozenset(found))
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,16 +105,10 @@ class Repairer:
         solution = analysis.solution
         if self.stand_in is not None:
             solution = self.stand_in.solution(solution)
-        rest = group_scores(analysis.facts, analysis.groups, "l2", self.seed)
         found = obs_scores(
             solution, analysis.groups, self.batches, most, self.seed, stage, self.memory
         )
-        missing = len(analysis.groups) - len(found)
-        why = "nothing that reads them can be refitted"
-        note = (f"obs: {missing} groups were ranked by l2: {why}",)
-        return Scores(
-            {**rest.by_group, **found}, (*rest.notes, *(note if missing else ())), frozenset(found)
-        )
+        return _with_l2(analysis, found, "obs", "nothing that reads them can be refitted")
 
     def repaired(self, view: View, done: Cut, stage: Stage = quiet) -> Repaired:
         """Correct the layers that removal touched.

@@ -258,14 +258,13 @@ class _Walk:
             means, covs = x.moments
             mean = np.einsum("gc,gco->go", means.reshape(w.shape[:2]), w.sum(axis=2)).ravel() + bias
             cov = _carried(_mixed(w, c, facts, NEARBY), covs)
+            self.of[c.out] = Channels.normally(mean, cov, axis, True)
         else:
             image = x is not None and c.data in facts.model.graph.inputs
             known = x.cov if x is not None and image else None
-            mean = np.zeros(len(bias))
             cov = _carried(_mixed(w, c, facts, IMAGE if image else UNSURE_NEARBY), known)
             cov += np.outer(bias, bias).astype(np.float32)
-        trusted = x is not None and x.trusted
-        self.of[c.out] = Channels.normally(mean, cov, axis, trusted)
+            self.of[c.out] = Channels.normally(np.zeros(len(bias)), cov, axis, False)
 
     def norm(self, node: Node) -> None:
         """A norm sets the mean and the spread of every channel."""

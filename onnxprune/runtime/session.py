@@ -25,7 +25,7 @@ from onnxprune.runtime.providers import (
     shorten,
 )
 
-_IDLE = {"session.intra_op.allow_spinning": "0"}
+RESTING = {"session.intra_op.allow_spinning": "0"}
 """Threads that wait in a loop would take the cores from what is computed between the runs."""
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 _TYPES = dict(TensorProto.DataType.items())
@@ -47,7 +47,7 @@ class Tuning:
 
     threads: int | None = None
     """Inside an operator; None means ONNX Runtime's choice (one a physical core)."""
-    config: Mapping[str, str] = field(default_factory=_IDLE.copy)
+    config: Mapping[str, str] = field(default_factory=RESTING.copy)
     """Session configuration entries, by ONNX Runtime's names."""
     provider: Mapping[str, str] = field(default_factory=dict)
     """Options of the provider that is asked for, by ONNX Runtime's names."""
