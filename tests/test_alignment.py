@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +13,12 @@ from onnx import ModelProto
 
 from models.zoo import ZOO
 from onnxprune import pipeline
-from onnxprune.choose.alignment import align_by_time, best_multiple, layers_of
+from onnxprune.choose.alignment import align_by_time, best_multiple, layers_of, near_multiples
 from onnxprune.cost.work import sizes_at_one
+from onnxprune.errors import CheckFailed
+from onnxprune.pipeline import aligning
+from onnxprune.pipeline.aligning import Tried, fastest
+from onnxprune.pipeline.run import Candidate, Run
 from onnxprune.runtime import widths
 from onnxprune.runtime.widths import LOWER, MULTIPLES, Layer, Width, measure, widths_of
 from tests.choosing import analysed, model_of
@@ -216,7 +222,54 @@ def faked(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     def time(layer: Layer, pairs: list[tuple[int, int]], provider: str) -> list[float]:
         return [blocked(block)(*pair) for pair in pairs]  # type: ignore[operator]
 
+    def timed(run: Run, made: Mapping[int, Candidate]) -> list[Tried]:
+        blocks = {m: sum(-(-len(k) // block) for k in one.chosen.kept.values())
+                  for m, one in made.items()}  # fmt: skip
+        return [Tried(m, run.work(one), float(blocks[m])) for m, one in made.items()]
+
     monkeypatch.setattr(widths, "_time", time)
+    monkeypatch.setattr(aligning, "_timed", timed)
+
+
+def test_the_fastest_model_decides() -> None:
+    assert fastest([Tried(1, 0.3, 5.0), Tried(8, 0.35, 4.0), Tried(16, 0.4, 4.5)]) == 8
+    # as fast: what keeps more, and of those that keep as much the finest
+    assert fastest([Tried(8, 0.3, 4.0), Tried(16, 0.35, 4.1)]) == 16
+    assert fastest([Tried(1, 0.30, 4.1), Tried(8, 0.303, 4.0), Tried(16, 0.302, 4.0)]) == 1
+    assert fastest([Tried(1, 0.3, 4.0)]) == 1
+
+
+def test_multiples_beside_the_one_that_the_layers_speak_for() -> None:
+    assert near_multiples(1) == (1, 4)
+    assert near_multiples(8) == (1, 4, 8, 16)
+    assert near_multiples(32) == (1, 16, 32)
+
+
+@pytest.mark.parametrize("asked", [
+    {"ratio": 0.4}, {"target": "macs=60%"}, {"target": "params=60%"}, {"per_layer": {".": 0.4}},
+])  # fmt: skip
+def test_whole_models_are_timed(asked: dict[str, Any]) -> None:
+    search = pipeline.slim(net(64), **asked, align="auto", verify=False).report.search
+    assert search is not None
+    rows = search["widths"]["models"]
+    assert len(rows) > 1
+    assert all(0 < row["work"] < 1 and row["ms"] > 0 for row in rows)
+    assert search["widths"]["align"] == fastest([Tried(**row) for row in rows])
+
+
+def test_models_that_cannot_be_run_are_judged_by_their_layers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        raise CheckFailed("the original can't be timed")
+
+    monkeypatch.setattr(widths, "_time", lambda layer, pairs, provider: [
+        blocked(16)(*pair) for pair in pairs  # type: ignore[operator]
+    ])  # fmt: skip
+    monkeypatch.setattr(aligning, "timing_feeds", fail)
+    search = pipeline.slim(net(64), ratio=0.4, align="auto", verify=False).report.search
+    assert search is not None
+    assert (search["widths"]["align"], search["widths"]["models"]) == (16, [])
 
 
 def test_auto_aligns_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,4 +296,4 @@ def test_narrow_groups_are_not_held_up(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_model_without_such_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(widths, "_time", lambda *_: pytest.fail("nothing is there to time"))
     result = pipeline.slim(ZOO["qdq"](0), ratio=0.5, align="auto", verify=False)
-    assert result.report.search == {"widths": {"align": 1, "layers": []}}
+    assert result.report.search == {"widths": {"align": 1, "layers": [], "models": []}}

@@ -138,11 +138,11 @@ def test_files_are_taken_from_all_over_in_an_order_of_their_own(tmp_path: Path) 
 def test_batches_can_be_asked_for_in_any_order(tmp_path: Path) -> None:
     _flat(tmp_path, 70)
     batches = calibration(tmp_path, _net(["n", 3, 4, 4]), 512)
-    assert [len(b["x"]) for b in batches] == [32, 32, 6]
-    np.testing.assert_array_equal(batches[-1]["x"], batches[2]["x"])
-    assert [len(b["x"]) for b in batches[1:]] == [32, 6]
+    assert [len(b["x"]) for b in batches] == [8] * 8 + [6]
+    np.testing.assert_array_equal(batches[-1]["x"], batches[8]["x"])
+    assert [len(b["x"]) for b in batches[7:]] == [8, 6]
     with pytest.raises(IndexError):
-        batches[3]
+        batches[9]
     fixed = calibration(tmp_path, _net([20, 3, 4, 4]), 512)
     assert [len(b["x"]) for b in fixed] == [20, 20, 20]
 

@@ -6,7 +6,16 @@ import pytest
 from onnxprune.graph.files import load
 from onnxprune.graph.model import normalise
 from onnxprune.repair.moments import Moments, ridge
-from onnxprune.repair.obs import _costs, _greedy, _layers, _reads, _remove, obs_scores
+from onnxprune.repair.obs import (
+    _costs,
+    _greedy,
+    _layers,
+    _reads,
+    _remove,
+    _Seen,
+    _unseen,
+    obs_scores,
+)
 from onnxprune.repair.taps import at_places, conv_taps, draw_places
 from onnxprune.runtime.session import open_session
 from tests.choosing import analysed, model_of, two_layers
@@ -150,7 +159,8 @@ def _consumer(rows: int, blocks: int, taps: int, outputs: int, seed: int):  # ty
     found = analysed(proto)
     (read,) = _reads(found.solution)
     energy = float((t**2).sum(axis=1).mean())
-    (layer,) = _layers(read, _moments(x, t), energy, found.solution)
+    seen = _Seen(_moments(x, t), Moments(size + 1, outputs), energy * rows)
+    (layer,) = _layers(read, seen, found.solution)
     g = _with_one(x).T @ _with_one(x) / rows
     hold = np.full(size + 1, 1e-2 * np.trace(g[:-1, :-1]) / size)
     hold[-1] = 1e-10
@@ -177,6 +187,51 @@ def test_costs_are_what_a_refit_loses_also_after_removals(taps: int) -> None:
         _remove(layer, index[j])
         alive[j] = False
         gone.append(j)
+
+
+def _seen(learnt: int, judged: int, channels: int = 32, taps: int = 1) -> tuple[_Seen, np.ndarray]:
+    """Samples of a layer whose channels tell of each other, by half; and its weights."""
+    rng = np.random.default_rng(3)
+    mix = rng.standard_normal((2 * channels * taps, channels * taps))
+    w = rng.standard_normal((channels * taps, 5))
+
+    def moments(rows: int) -> Moments:
+        x = (rng.standard_normal((rows, len(mix))) @ mix).astype(np.float32)
+        return _moments(x, (x @ w).astype(np.float32), 1) if rows else Moments(len(w) + 1, 5)
+
+    w0 = np.concatenate([w, np.zeros((1, 5))])
+    return _Seen(moments(learnt), moments(judged), 1.0), w0
+
+
+@pytest.mark.parametrize("taps", [1, 3])
+def test_refits_on_few_rows_are_worth_less_on_others(taps: int) -> None:
+    many, w0 = _seen(30_000, 10_000, taps=taps)
+    assert _unseen(many, w0, taps) == pytest.approx(1, abs=0.03)
+    few, w0 = _seen(120 * taps, 10_000, taps=taps)
+    # F rows fewer: (1 + D/n) / (1 - D/n), the ridge aside
+    share = (24 * taps + 1) / (120 * taps)
+    assert _unseen(few, w0, taps) == pytest.approx((1 + share) / (1 - share), rel=0.2)
+
+
+def test_without_samples_to_judge_by_nothing_is_known() -> None:
+    assert _unseen(*_seen(0, 100), 1) == 1
+    assert _unseen(*_seen(100, 0), 1) == 1
+
+
+def test_starved_layers_are_spared() -> None:
+    """The same channels, seen at few positions or at many: what few rows say is trusted less."""
+    rng = np.random.default_rng(0)
+    w1, w2 = rng.standard_normal((24, 8)), rng.standard_normal((6, 24))
+    found = analysed(two_layers(w1.astype(np.float32), w2.astype(np.float32)))
+    (group,) = found.groups
+
+    def loss(batches: int, size: int) -> float:
+        data = np.random.default_rng(1)
+        samples = [{"x": data.standard_normal((size, 8)).astype(np.float32)}
+                   for _ in range(batches)]  # fmt: skip
+        return float(obs_scores(found.solution, found.groups, samples, 0.5)[group.id].min())
+
+    assert loss(8, 6) > 1.5 * loss(8, 600)
 
 
 def test_greedy_takes_the_cheapest_over_both_consumers() -> None:

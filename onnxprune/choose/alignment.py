@@ -1,4 +1,4 @@
-"""`--align auto`: the multiple of channels at which this model's layers waste the least time."""
+"""The multiple of channels at which a model's layers, each for itself, waste the least time."""
 
 from __future__ import annotations
 
@@ -82,6 +82,12 @@ def best_multiple(times: Mapping[Layer, Sequence[Width]], count: Mapping[Layer, 
         waste[m] = m * sum(part * spent[int(k)] / line[int(k)] for k, part in share.items())
     best = min(waste.values())
     return next(m for m in MULTIPLES if waste[m] <= best * (1 + _WORTH))
+
+
+def near_multiples(multiple: int) -> tuple[int, ...]:
+    """The multiples to try on whole models: none, this one, and those beside it."""
+    at = MULTIPLES.index(multiple)
+    return tuple(sorted({1, *MULTIPLES[max(0, at - 1) : at + 2]}))
 
 
 def layers_of(solution: Solution, sizes: Sizes) -> Counter[Layer]:

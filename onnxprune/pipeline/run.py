@@ -16,7 +16,7 @@ from onnxprune.choose.allocate import Allocation
 from onnxprune.choose.dead import BiasShift
 from onnxprune.choose.scores import Scores
 from onnxprune.cost.cost import Cost, cost_after, cost_before
-from onnxprune.cost.work import Sizes, sizes_at_one
+from onnxprune.cost.work import Sizes, macs, sizes_at_one
 from onnxprune.cut.cut import Cut, cut
 from onnxprune.pipeline.analysis import Analysis
 from onnxprune.pipeline.clock import Clock
@@ -36,13 +36,13 @@ class Samples:
 
 
 def others(batches: Sequence[Feeds], calib: Sequence[Feeds]) -> list[Feeds]:
-    """The samples of some batches that are not among the calibration samples, in such batches.
+    """The samples of some batches that are not among those of calibration, in batches like its own.
 
     A rest that fills no batch is dropped: the model may take no other number at a time.
     """
     known = {_digest(sample) for feeds in calib for sample in _samples(feeds)}
     fresh = [s for feeds in batches for s in _samples(feeds) if _digest(s) not in known]
-    size = len(_samples(batches[0])) if batches else 1
+    size = len(_samples(calib[0])) if calib else 1
     if size == 1:
         return fresh
     return [
@@ -124,6 +124,11 @@ class Run:
         with self.clock("evaluate", f"measuring {self.evaluation.name}"):
             score = self.evaluation.score(candidate.model, folder, self.provider)
         return replace(candidate, score=score)
+
+    def work(self, candidate: Candidate) -> float:
+        """Share of the original's multiply-accumulates that is left."""
+        left = macs(self.analysis.facts, self.sizes, candidate.view)
+        return left / max(1, self.before.macs)
 
     def cost(self, candidate: Candidate) -> Cost:
         """What a slim model costs, counted on the model itself."""

@@ -14,13 +14,12 @@ from onnxprune.choose.budget import smallest, within
 from onnxprune.choose.target import Target
 from onnxprune.cost.budget import CostModel, cost_model
 from onnxprune.cost.budget import Quantity as Counted
-from onnxprune.cost.work import macs
-from onnxprune.errors import CheckFailed, NothingToPrune, PruneError
+from onnxprune.errors import CheckFailed, NothingToPrune
+from onnxprune.pipeline.inputs import timing_feeds
 from onnxprune.pipeline.outcome import report_of
 from onnxprune.pipeline.run import Candidate, Run
 
 if TYPE_CHECKING:
-    from onnxprune.runtime.feeds import Feeds
     from onnxprune.runtime.latency import Latency
     from onnxprune.runtime.session import Session
 
@@ -70,8 +69,7 @@ class Space:
 
     def work(self, made: Candidate) -> float:
         """Share of the original's multiply-accumulates that is left."""
-        left = macs(self.run.analysis.facts, self.run.sizes, made.view)
-        return left / max(1, self.run.before.macs)
+        return self.run.work(made)
 
 
 def space_of(run: Run, request: Request) -> Space:
@@ -177,7 +175,7 @@ def latency_within(run: Run, request: Request, target: Target) -> tuple[Candidat
         return open_session(model, provider=run.provider, optimise=True, folder=folder)
 
     with opened(run.analysis.source.proto) as session:
-        feeds = _feeds(run, session)
+        feeds = timing_feeds(run, session)
         original = bound(session, feeds).run
 
         def timed(made: Candidate, patience: float) -> Latency:
@@ -265,26 +263,6 @@ class _Fit:
     made: Candidate
     sure: bool
     """It was timed twice."""
-
-
-def _feeds(run: Run, session: Session) -> Feeds:
-    """Inputs at the sizes that the costs are told for, with values that the original runs on."""
-    from onnxprune.check.inputs import STYLES, Setting, draw, hints
-
-    facts, why = run.analysis.facts, ""
-    for style in STYLES:
-        setting = Setting(dict(run.sizes.inputs), style, facts.trace.binding.size)
-        try:
-            feeds = draw(session.inputs, setting, run.seed, hints(facts))
-            session.run(feeds)
-        except PruneError as error:
-            why = why or error.why or error.what
-        else:
-            return feeds
-    raise CheckFailed(
-        "the original can't be timed", why=why,
-        hint="--shape NAME:1x3x224x224 or --dim NAME=N to run it",
-    )  # fmt: skip
 
 
 # ---- what is scored -----------------------------------------------------------------------------

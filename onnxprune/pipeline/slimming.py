@@ -15,6 +15,7 @@ from onnxprune.choose.dead import Dead, dead_channels
 from onnxprune.choose.limits import Limits
 from onnxprune.choose.target import Target, parse_target
 from onnxprune.errors import CheckFailed, NothingToPrune, PruneError, UsageError
+from onnxprune.pipeline.aligning import aligned
 from onnxprune.pipeline.analysis import ANY_SIZES, AnyModel, Sizes, analyze, source_of
 from onnxprune.pipeline.clock import Clock, Stage, quiet
 from onnxprune.pipeline.outcome import Result, report_of
@@ -148,9 +149,6 @@ def slim(
         evaluation=evaluation,
         notes=calibration_notes(analysis, calib) if calib else (),
     )  # fmt: skip
-    search: dict[str, Any] = {}
-    if align == "auto":
-        request, search = _aligned(run, request)
     with clock("choose", "ranking channels"):
         if criterion == "obs" and ranks is not None:
             ranked = ranks.ranked(analysis, ranked_share(request), stage)
@@ -159,7 +157,10 @@ def slim(
         else:
             ranked = ranked_by(analysis, criterion, seed, scores, calib)
     run = replace(run, ranked=ranked)
+    search: dict[str, Any] = {}
     try:
+        if align == "auto":
+            request, search = aligned(run, request)
         made, found = _made(run, request)
     except PruneError as error:
         error.report = error.report or report_of(run)
@@ -177,16 +178,6 @@ def _made(run: Run, request: Request) -> tuple[Candidate, dict[str, Any]]:
     if request.target.quantity == "latency":
         return latency_within(run, request, request.target)
     return meet(run, request, request.target)
-
-
-def _aligned(run: Run, request: Request) -> tuple[Request, dict[str, Any]]:
-    """The request with the multiple that is fastest here, and the times that say so."""
-    from onnxprune.choose.alignment import align_by_time
-
-    with run.clock("widths", "timing layers at neighbouring widths"):
-        found = align_by_time(run.analysis.solution, run.sizes, run.provider, run.clock.tell)
-    limits = replace(request.limits, align=found.multiple, yields=True)
-    return replace(request, limits=limits), {"widths": found.record()}
 
 
 def slim_dead(
@@ -279,11 +270,11 @@ def _fidelity(run: Run, made: Candidate) -> dict[str, Any] | None:
                           ("calibration", samples.calib)):  # fmt: skip
         if batches:
             from onnxprune.check.fidelity import fidelity
+            from onnxprune.runtime.feeds import samples_of
 
             with run.clock("fidelity", "comparing it with the original"):
                 rows = fidelity(source.proto, made.model, source.folder, batches, run.provider)
-            count = sum(max((len(a) for a in b.values() if a.ndim), default=1) for b in batches)
-            out = {"on": what, "samples": count, "outputs": [asdict(r) for r in rows]}
+            out = {"on": what, "samples": samples_of(batches), "outputs": [asdict(r) for r in rows]}
             break
     if run.evaluation is not None:
         out["metric"] = {"name": run.evaluation.name, "before": run.original_score,

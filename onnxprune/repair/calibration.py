@@ -20,10 +20,13 @@ from onnxprune.repair.images import (
     read_images,
 )
 from onnxprune.repair.taps import places_per_map
-from onnxprune.runtime.feeds import Feeds, load_feeds
+from onnxprune.runtime.feeds import Feeds, load_feeds, samples_of
 from onnxprune.runtime.session import open_session
 
 BATCH = 32
+"""Samples of a batch at most."""
+BATCHES = 8
+"""At least so many of few samples: those that a fit is judged by come in batches of their own."""
 FEW = 64
 """Samples below which a repair follows the samples more than what they stand for."""
 
@@ -52,15 +55,22 @@ def calibration(
                 where=str(path), why="it holds arrays: those are taken as they are",
             )  # fmt: skip
         batches = list(load_feeds(path, ports, batch=BATCH, samples=samples))
+        if 0 < (count := samples_of(batches)) < BATCH * BATCHES:
+            batches = list(load_feeds(path, ports, batch=_batch(count), samples=samples))
         if not batches:
             raise Unreadable("no samples to calibrate with", where=str(path))
         return batches
     to = canvas(ports, images or Images(), str(path))
-    found = ImageBatches(read_images(files, samples, to), to, BATCH)
+    pixels = read_images(files, samples, to)
+    found = ImageBatches(pixels, to, _batch(len(pixels)))
     if not found:
         why = f"{len(found.pixels)} images where the model takes {to.batch} at a time"
         raise Unreadable("too few samples", where=str(path), why=why)
     return found
+
+
+def _batch(samples: int) -> int:
+    return max(1, min(BATCH, samples // BATCHES))
 
 
 def _image_files(path: Path) -> list[Path]:
@@ -86,11 +96,10 @@ def _image_files(path: Path) -> list[Path]:
 
 def notes_on(batches: Sequence[Feeds], facts: Facts) -> tuple[str, ...]:
     """What to know about calibration samples that may be too few, or say too little."""
-    count, notes = 0, []
+    count, notes = samples_of(batches), []
     first: dict[str, np.ndarray] = {}
     varies: set[str] = set()
     for feeds in batches:
-        count += max((len(a) for a in feeds.values() if a.ndim), default=1)
         for name, array in feeds.items():
             if array.ndim and len(array):
                 start = first.setdefault(name, array[:1].copy())

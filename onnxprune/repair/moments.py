@@ -59,6 +59,12 @@ class Moments:
         rest.g, rest.r, rest.t = self.g - part.g, self.r - part.r, self.t - part.t
         return rest
 
+    def columns(self, keep: NDArray[np.bool_]) -> Moments:
+        """Those of some of the columns."""
+        some = Moments(int(keep.sum()), self.outputs, self.lead, self.rows)
+        some.g, some.r, some.t = self.g[..., keep, :][..., keep], self.r[..., keep, :], self.t
+        return some
+
     @property
     def finite(self) -> bool:
         return bool(np.isfinite(self.g).all() and np.isfinite(self.r).all() and np.isfinite(self.t))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +25,9 @@ from onnxprune.axes.rules import ELEMENTWISE
 from onnxprune.axes.solve import Group, Solution
 from onnxprune.axes.view import View
 from onnxprune.repair.consumers import Consumer, Target, layers, taps_of, target
+from onnxprune.repair.fits import fold_of
 from onnxprune.repair.jobs import LARGEST
-from onnxprune.repair.moments import Moments
+from onnxprune.repair.moments import Moments, ridge
 from onnxprune.repair.rewrite import read_matrix
 from onnxprune.repair.stream import Feeds
 from onnxprune.repair.taps import (
@@ -40,6 +42,14 @@ from onnxprune.runtime.session import open_session
 
 Array = NDArray[np.float64]
 _RIDGE = 1e-2
+_PART = 4
+"""Every so manyth channel goes to see how well a refit does on samples that it has not seen."""
+_SURE = 1e-6
+"""Share of a layer's power below which an error is rounding."""
+_WARY = 2
+"""How much a layer's losses weigh that has few rows, as a power of `_unseen`. A refit there fails
+twice: in making up for what went, and for the changes that earlier layers left in its input.
+"""
 _STEPS = 96
 """Rounds in which a group's channels go; a large group loses several at a time."""
 
@@ -67,6 +77,25 @@ class _Read:
     @property
     def values(self) -> list[str]:
         return [self.layer.pooled or self.layer.data, self.layer.out, self.energy]
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What a layer reads and gives on samples to learn from, and on others to judge by."""
+
+    fit: Moments
+    held: Moments
+    total: float
+    """Energy of what its output ends in, summed over rows and channels."""
+
+    @cached_property
+    def all(self) -> Moments:
+        return self.fit.plus(self.held)
+
+    @property
+    def energy(self) -> float:
+        """Of what its output ends in, summed over channels."""
+        return self.total / max(1, self.all.rows)
 
 
 def obs_scores(
@@ -102,10 +131,9 @@ def obs_scores(
     for reads in _passes(found, solution, memory):
         stats = _statistics(solution, reads, batches, seed)
         for r in reads:
-            m, energy = stats[r]
-            if m.finite and np.isfinite(energy):
+            if stats[r].all.finite and np.isfinite(stats[r].energy):
                 taps = taps_of(r.layer, facts)
-                for k, layer in enumerate(_layers(r, m, energy, solution)):
+                for k, layer in enumerate(_layers(r, stats[r], solution)):
                     for owner, of in places[r.layer].items():
                         mine = of.reshape(r.groups, -1)[k]
                         if (mine >= 0).any():
@@ -164,7 +192,7 @@ def _passes(found: Sequence[_Read], s: Solution, memory: int) -> Iterator[list[_
     used = 0
     for r in found:
         inputs = s.facts.trace.shapes[r.layer.data][_axis(r.layer, s)] // r.groups
-        need = 8 * r.groups * (inputs * taps_of(r.layer, s.facts) + 1) ** 2 * 2
+        need = 8 * r.groups * (inputs * taps_of(r.layer, s.facts) + 1) ** 2 * 3
         if mine and used + need > memory:
             yield mine
             mine, used = [], 0
@@ -176,12 +204,10 @@ def _passes(found: Sequence[_Read], s: Solution, memory: int) -> Iterator[list[_
 
 def _statistics(
     s: Solution, found: Sequence[_Read], batches: Sequence[Feeds], seed: int
-) -> dict[_Read, tuple[Moments, float]]:
-    """Moments of each layer's input and output in the original, and the energy (summed over
-    channels) of what its output ends in, in one pass.
-    """
+) -> dict[_Read, _Seen]:
+    """What each layer reads and gives in the original, in one pass."""
     facts, model = s.facts, s.facts.model
-    stats: dict[_Read, Moments] = {}
+    stats: dict[_Read, tuple[Moments, Moments]] = {}
     energy = dict.fromkeys(found, 0.0)
     count = places_per_map(batches)
     weights = {
@@ -213,24 +239,27 @@ def _statistics(
                     rows = at_places(y, places)
                 taps, rows = rows_read(x, c, shape, places), in_groups(rows, r.groups)
                 if r not in stats:
-                    lead, size = taps.shape[:-2], taps.shape[-1] + 1
-                    stats[r] = Moments(size, rows.shape[-1], lead)
-                stats[r].add(taps, rows)
+                    shape_of = partial(Moments, taps.shape[-1] + 1, rows.shape[-1], taps.shape[:-2])
+                    stats[r] = shape_of(), shape_of()
+                stats[r][fold_of(k, len(batches)) == 0].add(taps, rows)
                 channels = y.shape[1] if c.is_conv else y.shape[-1]
                 energy[r] += (
                     float(np.mean(np.square(end, dtype=np.float64)))
                     * channels
                     * len(rows if rows.ndim == 2 else rows[0])
                 )
-    return {r: (stats[r], energy[r] / max(1, stats[r].rows)) for r in found}
+    return {r: _Seen(*stats[r], energy[r]) for r in found}
 
 
-def _layers(r: _Read, m: Moments, energy: float, s: Solution) -> Iterator[_Layer]:
+def _layers(r: _Read, seen: _Seen, s: Solution) -> Iterator[_Layer]:
     """The layer, one for each of its groups, in the units of what its output ends in."""
-    facts, c = s.facts, r.layer
+    facts, c, m = s.facts, r.layer, seen.all
     weight = facts.model.array(facts.model.constants[c.weight]).astype(np.float64)
     w0 = read_matrix(weight, c, r.groups).reshape(r.groups, -1, m.outputs)
+    w0 = np.concatenate([w0, np.zeros((r.groups, 1, m.outputs))], axis=1)
     scale = np.ones(r.groups * m.outputs) if r.target.scale is None else r.target.scale
+    share = _unseen(seen, w0.reshape(*m.lead, *w0.shape[1:]), taps_of(c, facts)) ** _WARY
+    share /= max(seen.energy, 1e-30)
     rows = max(1, m.rows)
     for k in range(r.groups):
         g = (m.g if r.groups == 1 else m.g[k]) / rows
@@ -238,9 +267,26 @@ def _layers(r: _Read, m: Moments, energy: float, s: Solution) -> Iterator[_Layer
         hold = np.full(m.size, _RIDGE * np.trace(g[:-1, :-1]) / max(1, m.size - 1) + 1e-12)
         hold[-1] = 1e-10
         h = cho_solve(cho_factor(g + np.diag(hold)), np.eye(m.size))
-        start = np.concatenate([w0[k], np.zeros((1, m.outputs))])
-        w = h @ (t + hold[:, None] * start)
-        yield _Layer(h, w * scale.reshape(r.groups, -1)[k], 1.0 / max(energy, 1e-30))
+        w = h @ (t + hold[:, None] * w0[k])
+        yield _Layer(h, w * scale.reshape(r.groups, -1)[k], share)
+
+
+def _unseen(seen: _Seen, w0: Array, taps: int) -> float:
+    """The error of a refit on samples that it has not seen over that on those it has, at least 1.
+
+    A layer with few rows for each column fits them too well to tell what a channel is worth.
+    Measured with every fourth channel gone: it hardly depends on which go, and how many.
+    """
+    if not (seen.fit.rows and seen.held.rows):
+        return 1.0
+    channels = (seen.fit.size - 1) // taps
+    gone = np.arange(channels) % _PART == min(_PART, channels) - 1
+    keep = np.append(np.repeat(~gone, taps), True)
+    fit, held = seen.fit.columns(keep), seen.held.columns(keep)
+    w = ridge(fit, w0[..., keep, :], _RIDGE)
+    least = _SURE * seen.all.t / seen.all.rows
+    known, new = (max(m.error(w), 0.0) + least for m in (fit, held))
+    return max(1.0, new / known) if known > 0 else 1.0
 
 
 def _greedy(parts: Sequence[tuple[_Layer, NDArray[np.int64]]], size: int, count: int) -> Array:

@@ -9,6 +9,7 @@ import numpy as np
 
 from onnxprune.graph.model import Node
 from onnxprune.repair.consumers import Consumer
+from onnxprune.runtime.feeds import samples_of
 
 ROWS = 65_536
 """Rows of maps that a fit is to have, over all samples."""
@@ -132,8 +133,7 @@ def at_places(y: np.ndarray, places: Sequence[np.ndarray]) -> np.ndarray:
 
 def places_per_map(batches: Sequence[Mapping[str, np.ndarray]]) -> int:
     """How many positions of each map are sampled: fewer of many maps, they resemble each other."""
-    samples = sum(max((len(a) for a in b.values() if a.ndim), default=1) for b in batches)
-    return int(np.clip(ROWS // max(1, samples), *PLACES))
+    return int(np.clip(ROWS // max(1, samples_of(batches)), *PLACES))
 
 
 def draw_places(shape: Sequence[int], count: int, rng: np.random.Generator) -> list[np.ndarray]:

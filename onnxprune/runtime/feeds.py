@@ -4,6 +4,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +84,11 @@ def load_feeds(
         if rows is not None:
             feeds = {name: array[rows] for name, array in feeds.items()}
         yield from _batches(feeds, inputs, batch, file)
+
+
+def samples_of(batches: Sequence[Mapping[str, NDArray[Any]]]) -> int:
+    """How many samples these batches hold."""
+    return sum(max((len(a) for a in feeds.values() if a.ndim), default=1) for feeds in batches)
 
 
 def spread(count: int, samples: int) -> NDArray[np.int64]:
