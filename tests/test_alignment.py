@@ -222,21 +222,25 @@ def faked(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     def time(layer: Layer, pairs: list[tuple[int, int]], provider: str) -> list[float]:
         return [blocked(block)(*pair) for pair in pairs]  # type: ignore[operator]
 
-    def timed(run: Run, made: Mapping[int, Candidate]) -> list[Tried]:
-        blocks = {m: sum(-(-len(k) // block) for k in one.chosen.kept.values())
-                  for m, one in made.items()}  # fmt: skip
-        return [Tried(m, run.work(one), float(blocks[m])) for m, one in made.items()]
+    def timed(run: Run, made: Mapping[tuple[int, bool], Candidate]) -> list[Tried]:
+        def ms(one: Candidate) -> float:
+            return float(sum(-(-len(kept) // block) for kept in one.chosen.kept.values()))
+
+        return [Tried(*way, run.work(one), ms(one)) for way, one in made.items()]
 
     monkeypatch.setattr(widths, "_time", time)
     monkeypatch.setattr(aligning, "_timed", timed)
 
 
-def test_the_fastest_model_decides() -> None:
-    assert fastest([Tried(1, 0.3, 5.0), Tried(8, 0.35, 4.0), Tried(16, 0.4, 4.5)]) == 8
+@pytest.mark.parametrize(("models", "best"), [
+    ([(1, 0.3, 5.0), (8, 0.35, 4.0), (16, 0.4, 4.5)], 8),
     # as fast: what keeps more, and of those that keep as much the finest
-    assert fastest([Tried(8, 0.3, 4.0), Tried(16, 0.35, 4.1)]) == 16
-    assert fastest([Tried(1, 0.30, 4.1), Tried(8, 0.303, 4.0), Tried(16, 0.302, 4.0)]) == 1
-    assert fastest([Tried(1, 0.3, 4.0)]) == 1
+    ([(8, 0.3, 4.0), (16, 0.35, 4.1)], 16),
+    ([(1, 0.30, 4.1), (8, 0.303, 4.0), (16, 0.302, 4.0)], 1),
+    ([(1, 0.3, 4.0)], 1),
+])  # fmt: skip
+def test_the_fastest_model_decides(models: list[tuple[int, float, float]], best: int) -> None:
+    assert fastest([Tried(m, True, work, ms) for m, work, ms in models]).multiple == best
 
 
 def test_multiples_beside_the_one_that_the_layers_speak_for() -> None:
@@ -254,7 +258,7 @@ def test_whole_models_are_timed(asked: dict[str, Any]) -> None:
     rows = search["widths"]["models"]
     assert len(rows) > 1
     assert all(0 < row["work"] < 1 and row["ms"] > 0 for row in rows)
-    assert search["widths"]["align"] == fastest([Tried(**row) for row in rows])
+    assert search["widths"]["align"] == fastest([Tried(**row) for row in rows]).multiple
 
 
 def test_models_that_cannot_be_run_are_judged_by_their_layers(

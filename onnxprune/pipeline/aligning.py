@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,8 @@ class Tried:
     """A slim model whose kept counts are multiples of something."""
 
     multiple: int
+    yields: bool
+    """Narrow groups have a finer one."""
     work: float
     """Share of the original's multiply-accumulates."""
     ms: float
@@ -52,41 +55,45 @@ def aligned(run: Run, request: Request) -> tuple[Request, dict[str, Any]]:
     tried: list[Tried] = []
     if table.layers:
         tried = _timed(run, _models(run, request, near_multiples(table.multiple)))
-    best = fastest(tried) if tried else table.multiple
-    record = {**table.record(), "align": best, "models": [asdict(t) for t in tried]}
-    return _at(request, best), {"widths": record}
+    best = fastest(tried) if tried else Tried(table.multiple, True, 1.0, 0.0)
+    record = {**table.record(), "align": best.multiple, "models": [asdict(t) for t in tried]}
+    return _at(request, best.multiple, best.yields), {"widths": record}
 
 
-def fastest(tried: Sequence[Tried]) -> int:
-    """The multiple of the fastest model; of several as fast, of those with most work left (it
-    costs nothing to keep), and of these the smallest: coarse steps fit the scores less well.
+def fastest(tried: Sequence[Tried]) -> Tried:
+    """The fastest model; of several as fast, one with most work left (it costs nothing to keep),
+    and of these the one with the smallest multiple: coarse steps fit the scores less well.
     """
     least = min(t.ms for t in tried)
     near = [t for t in tried if t.ms <= least * (1 + _LIKE)]
     most = max(t.work for t in near)
-    return min(t.multiple for t in near if t.work >= most * (1 - _LIKE_WORK))
+    return min((t for t in near if t.work >= most * (1 - _LIKE_WORK)), key=lambda t: t.multiple)
 
 
-def _at(request: Request, multiple: int) -> Request:
-    return replace(request, limits=replace(request.limits, align=multiple, yields=True))
+def _at(request: Request, multiple: int, yields: bool) -> Request:
+    limits = replace(request.limits, align=multiple, yields=yields)
+    return replace(request, limits=limits)
 
 
-def _models(run: Run, request: Request, multiples: Sequence[int]) -> dict[int, Candidate]:
-    """Slim models by the multiple of their kept counts, without those that are like another's."""
-    made: dict[int, Candidate] = {}
+def _models(
+    run: Run, request: Request, multiples: Sequence[int]
+) -> dict[tuple[int, bool], Candidate]:
+    """Slim models by the multiple of their kept counts and whether it yields where groups are
+    narrow, without those that are like another.
+    """
+    made: dict[tuple[int, bool], Candidate] = {}
     seen = set()
-    for m in multiples:
-        at = _at(request, m)
+    for way in product(multiples, (True, False)):
         try:
-            chosen = _chosen(run, at)
+            chosen = _chosen(run, _at(request, *way))
         except NothingToPrune:
-            if m == 1:
+            if way == (1, True):
                 raise
             continue
         counts = tuple(len(k) for k in chosen.kept.values())
         if counts not in seen:
             seen.add(counts)
-            made[m] = run.cut(chosen)
+            made[way] = run.cut(chosen)
     return made
 
 
@@ -103,7 +110,7 @@ def _chosen(run: Run, request: Request) -> Allocation:
     return space.within(what, target.amount(int(getattr(run.before, what))))
 
 
-def _timed(run: Run, made: Mapping[int, Candidate]) -> list[Tried]:
+def _timed(run: Run, made: Mapping[tuple[int, bool], Candidate]) -> list[Tried]:
     """How long these models take, in turn; nothing where they can't be run."""
     from onnxprune.runtime.iobinding import bound
     from onnxprune.runtime.session import open_session
@@ -111,17 +118,16 @@ def _timed(run: Run, made: Mapping[int, Candidate]) -> list[Tried]:
 
     folder, runs = run.analysis.source.folder, {}
     with ExitStack() as opened, run.clock("widths", f"timing {len(made)} slim models"):
-        for m, one in made.items():
+        for way, one in made.items():
             session = open_session(one.model, provider=run.provider, optimise=True, folder=folder)
             opened.enter_context(session)
             try:
-                runs[m] = bound(session, timing_feeds(run, session)).run
+                runs[str(way)] = bound(session, timing_feeds(run, session)).run
             except CheckFailed:
                 return []
-        named = {str(m): r for m, r in runs.items()}
-        once = sum(t.median_ms for t in interleave(named, rounds=1, warmup=1).values()) / 1e3
-        times = interleave(named, duration=max(_SECONDS * len(runs), _ROUNDS * once), warmup=0)
+        once = sum(t.median_ms for t in interleave(runs, rounds=1, warmup=1).values()) / 1e3
+        times = interleave(runs, duration=max(_SECONDS * len(runs), _ROUNDS * once), warmup=0)
     return [
-        Tried(m, run.work(one), float(np.percentile(times[str(m)].samples, _QUANTILE)))
-        for m, one in made.items()
+        Tried(*way, run.work(one), float(np.percentile(times[str(way)].samples, _QUANTILE)))
+        for way, one in made.items()
     ]
