@@ -232,15 +232,19 @@ def faked(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setattr(aligning, "_timed", timed)
 
 
-@pytest.mark.parametrize(("models", "best"), [
-    ([(1, 0.3, 5.0), (8, 0.35, 4.0), (16, 0.4, 4.5)], 8),
-    # as fast: what keeps more, and of those that keep as much the finest
-    ([(8, 0.3, 4.0), (16, 0.35, 4.1)], 16),
-    ([(1, 0.30, 4.1), (8, 0.303, 4.0), (16, 0.302, 4.0)], 1),
-    ([(1, 0.3, 4.0)], 1),
+@pytest.mark.parametrize(("times", "best"), [
+    ({(1, True): 5.0, (8, True): 4.0, (16, True): 4.5}, (8, True)),
+    ({(1, True): 5.0, (16, True): 4.5, (16, False): 4.0}, (16, False)),
+    # as fast: the finest
+    ({(8, True): 4.1, (16, True): 4.0}, (8, True)),
+    ({(16, False): 4.0, (16, True): 4.1}, (16, True)),
+    ({(1, True): 4.0}, (1, True)),
 ])  # fmt: skip
-def test_the_fastest_model_decides(models: list[tuple[int, float, float]], best: int) -> None:
-    assert fastest([Tried(m, True, work, ms) for m, work, ms in models]).multiple == best
+def test_the_fastest_model_decides(
+    times: dict[tuple[int, bool], float], best: tuple[int, bool]
+) -> None:
+    found = fastest([Tried(*way, 0.3, ms) for way, ms in times.items()])
+    assert (found.multiple, found.yields) == best
 
 
 def test_multiples_beside_the_one_that_the_layers_speak_for() -> None:

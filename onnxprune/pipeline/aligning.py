@@ -25,8 +25,6 @@ _QUANTILE = 25
 """Of the times: what a busy machine adds to the others is not the model's."""
 _LIKE = 0.04
 """Times that differ by no more are the same."""
-_LIKE_WORK = 0.02
-"""The same of the work that is left."""
 _HALF = 0.5
 """Work at which models are compared where nobody knows yet how much will be left."""
 
@@ -61,13 +59,12 @@ def aligned(run: Run, request: Request) -> tuple[Request, dict[str, Any]]:
 
 
 def fastest(tried: Sequence[Tried]) -> Tried:
-    """The fastest model; of several as fast, one with most work left (it costs nothing to keep),
-    and of these the one with the smallest multiple: coarse steps fit the scores less well.
+    """The fastest model; of several as fast the one with the finest steps, which are truer to the
+    request and to the scores.
     """
     least = min(t.ms for t in tried)
     near = [t for t in tried if t.ms <= least * (1 + _LIKE)]
-    most = max(t.work for t in near)
-    return min((t for t in near if t.work >= most * (1 - _LIKE_WORK)), key=lambda t: t.multiple)
+    return min(near, key=lambda t: (t.multiple, not t.yields))
 
 
 def _at(request: Request, multiple: int, yields: bool) -> Request:
