@@ -224,7 +224,8 @@ def faked(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
 
     def timed(run: Run, made: Mapping[tuple[int, bool], Candidate]) -> list[Tried]:
         def ms(one: Candidate) -> float:
-            return float(sum(-(-len(kept) // block) for kept in one.chosen.kept.values()))
+            counts = [len(kept) for kept in one.chosen.kept.values()]
+            return float(sum(n // block + 2 * (n % block > 0) for n in counts))
 
         return [Tried(*way, run.work(one), ms(one)) for way, one in made.items()]
 
