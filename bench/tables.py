@@ -7,8 +7,9 @@ DATA holds `cifar10.npz` (uint8 NHWC images `calib_x` and `test_x`, labels `test
 below. Calibration images are drawn anew for each subset from images that are not scored. The few
 constants of the method (rows, rounds, pulls) were compared on these networks by the divergence on
 the scored images: the rows flatter it a little. Every row is a run of the pipeline with `--target
-macs=...`; slicing has the same target and no repair. KL(original || slim) is in nats, of the
-softmax of the first output. A line of JSON a row goes to results/tables.jsonl as well.
+macs=...` or a ratio of the channels within blocks; slicing has the same and no repair.
+KL(original || slim) is in nats, of the softmax of the first output. A line of JSON a row goes to
+results/tables.jsonl as well.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import argparse
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,19 @@ class Data:
 class Row:
     model: str
     data: str
-    target: float
-    """MACs of the original over those that remain."""
+    ask: Mapping[str, Any]
+    """What goes, as `pipeline.slim` takes it."""
     ways: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """What goes, for `--only`."""
+        return f"{self.model} {' '.join(str(v) for v in self.ask.values())}"
+
+
+def shrunk(times: float) -> dict[str, str]:
+    """So many times fewer MACs."""
+    return {"target": f"macs={1 / times}"}
 
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -61,14 +72,15 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 DATA_FREE = ("slice", "closed", "synthetic")
 _ALL = ("slice", "linear", "full")
+_INNER = {"ratio": 0.3, "include": (r"^/layer\d/.*conv1",)}
+"""Three tenths of the channels within each residual block."""
+_MBV2 = "imagenet_edgeopt_mbv2_int8_3.7M_dequantised_fp32"
 ROWS = (
-    *(Row("resnet56_cifar10_folded", "cifar", t, _ALL) for t in (2.1, 2.57, 4.0)),
-    *(Row("resnet20_cifar10_folded", "cifar", t, _ALL) for t in (1.5, 2.1)),
-    *(
-        Row("imagenet_edgeopt_mbv2_int8_3.7M_dequantised_fp32", "imagenet", t, _ALL)
-        for t in (1.25, 1.43)
-    ),
-    *(Row("cifar10_resnet56", "cifar", t, ("closed", "synthetic")) for t in (1.5, 2.1)),
+    *(Row("resnet56_cifar10_folded", "cifar", shrunk(t), _ALL) for t in (2.1, 2.57, 4.0)),
+    *(Row("resnet20_cifar10_folded", "cifar", shrunk(t), _ALL) for t in (1.5, 2.1)),
+    *(Row(_MBV2, "imagenet", shrunk(t), _ALL) for t in (1.25, 1.43)),
+    *(Row("cifar10_resnet56", "cifar", shrunk(t), ("closed", "synthetic")) for t in (1.5, 2.1)),
+    Row("resnet56_cifar10_folded", "cifar", _INNER, ("slice", "closed")),
 )
 
 
@@ -108,9 +120,7 @@ def measured(
             chosen = np.random.default_rng(subset).permutation(len(data.calib))[: args.samples]
             calib = None if free else in_batches(data.calib[np.sort(chosen)], name, data.batch)
             start = time.perf_counter()
-            result = pipeline.slim(
-                source, target=f"macs={1 / row.target}", calib=calib, verify=False, **WAYS[way]
-            )
+            result = pipeline.slim(source, calib=calib, verify=False, **row.ask, **WAYS[way])
             seconds = time.perf_counter() - start
             now = logits(result.model, scored, source.folder)
             found.append((
@@ -130,7 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("models", type=Path)
-    parser.add_argument("--only", default="", metavar="REGEX", help="of 'model macs way'")
+    parser.add_argument("--only", default="", metavar="REGEX", help="of 'model what-goes way'")
     parser.add_argument("--subsets", type=int, default=3)
     parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument("--out", type=Path, default=Path("results/tables.jsonl"))
@@ -139,12 +149,12 @@ def main() -> None:
     print("| network | MACs / | how | accuracy | KL | seconds |")
     print("| --- | --- | --- | --- | --- | --- |")
     for row in ROWS:
-        ways = tuple(w for w in row.ways if re.search(args.only, f"{row.model} {row.target} {w}"))
+        ways = tuple(w for w in row.ways if re.search(args.only, f"{row.label} {w}"))
         if not ways:
             continue
         if row.data not in known:
             known[row.data] = LOADERS[row.data](args.data)
-        chosen = Row(row.model, row.data, row.target, ways)
+        chosen = replace(row, ways=ways)
         for r in measured(chosen, known[row.data], args.models, args):
             print(f"| {r['model']} ({r['whole']}) | {r['macs']} | {r['way']} | {r['accuracy']} "
                   f"| {r['kl']} | {r['seconds']} |", flush=True)  # fmt: skip
