@@ -10,6 +10,10 @@ the scored images: the rows flatter it a little. Every row is a run of the pipel
 macs=...` or a ratio of the channels within blocks; slicing has the same and no repair.
 KL(original || slim) is in nats, of the softmax of the first output. A line of JSON a row goes to
 results/tables.jsonl as well.
+
+`--peers` adds what onnxsim (`pip install onnxsim==0.8.1`) makes of the same files with the same
+samples: its structured pruning by Wanda's scores at the sparsity that the target takes, and its
+fine-tune.
 """
 
 from __future__ import annotations
@@ -18,17 +22,20 @@ import argparse
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from PIL import Image
 
 from bench.accuracy import divergence, in_batches, logits
 from onnxprune import pipeline
-from onnxprune.graph.files import load
+from onnxprune.cost.cost import cost_before
+from onnxprune.cost.work import sizes_at_one
+from onnxprune.graph.files import Source, load
 
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 _STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -53,6 +60,11 @@ class Row:
     ways: tuple[str, ...]
 
     @property
+    def left(self) -> float:
+        """Share of the MACs that remains, of a row that has a target."""
+        return float(str(self.ask["target"]).removeprefix("macs="))
+
+    @property
     def label(self) -> str:
         """What goes, for `--only`."""
         return f"{self.model} {' '.join(str(v) for v in self.ask.values())}"
@@ -72,6 +84,9 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 DATA_FREE = ("slice", "closed", "synthetic")
 _ALL = ("slice", "linear", "full")
+PEER = "onnxsim"
+_HALVINGS = 8
+"""Of the range in which the peer's sparsity is searched."""
 _INNER = {"ratio": 0.3, "include": (r"^/layer\d/.*conv1",)}
 """Three tenths of the channels within each residual block."""
 _MBV2 = "imagenet_edgeopt_mbv2_int8_3.7M_dequantised_fp32"
@@ -105,6 +120,38 @@ def _normal(images: np.ndarray) -> np.ndarray:
 LOADERS: dict[str, Callable[[Path], Data]] = {"cifar": cifar, "imagenet": imagenet}
 
 
+def theirs(
+    source: Source, left: float, calib: Sequence[Mapping[str, np.ndarray]]
+) -> onnx.ModelProto:
+    """The peer's most accurate way: at the least sparsity that leaves this share of the MACs."""
+    from onnxsim.finetune import apply_pruning_finetune
+    from onnxsim.pruning import apply_structured_wanda_pruning
+
+    whole, low, high = macs_of(source.proto), 0.0, 0.98
+    best = source.proto
+    for _ in range(_HALVINGS):
+        sparsity = (low + high) / 2
+        model = apply_structured_wanda_pruning(
+            source.proto, list(calib), num_samples=len(calib), sparsity=sparsity
+        )
+        if macs_of(model) <= left * whole:
+            high, best = sparsity, model
+        else:
+            low = sparsity
+    if best is source.proto:
+        raise SystemExit(f"onnxsim does not get {source.path} down to {left:.0%} of its MACs")
+    tuned: onnx.ModelProto = apply_pruning_finetune(
+        source.proto, best, list(calib), num_samples=len(calib)
+    )
+    return tuned
+
+
+def macs_of(model: onnx.ModelProto) -> int:
+    """Multiply-accumulates of one inference at batch 1."""
+    facts = pipeline.analyze(model).facts
+    return cost_before(facts, sizes_at_one(facts)).macs
+
+
 def measured(
     row: Row, data: Data, models: Path, args: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
@@ -120,12 +167,16 @@ def measured(
             chosen = np.random.default_rng(subset).permutation(len(data.calib))[: args.samples]
             calib = None if free else in_batches(data.calib[np.sort(chosen)], name, data.batch)
             start = time.perf_counter()
-            result = pipeline.slim(source, calib=calib, verify=False, **row.ask, **WAYS[way])
+            if way == PEER:
+                model = theirs(source, row.left, calib or ())
+            else:
+                how = {**row.ask, **WAYS[way]}
+                model = pipeline.slim(source, calib=calib, verify=False, **how).model
             seconds = time.perf_counter() - start
-            now = logits(result.model, scored, source.folder)
+            now = logits(model, scored, source.folder)
             found.append((
                 100 * (now.argmax(axis=1) == data.labels).mean(), divergence(before, now), seconds,
-                1 / (1 - result.report.removed["macs"]),
+                macs_of(source.proto) / macs_of(model),
             ))  # fmt: skip
         accuracy, kl, seconds, macs = np.mean(found, axis=0)
         yield {
@@ -143,13 +194,15 @@ def main() -> None:
     parser.add_argument("--only", default="", metavar="REGEX", help="of 'model what-goes way'")
     parser.add_argument("--subsets", type=int, default=3)
     parser.add_argument("--samples", type=int, default=1024)
+    parser.add_argument("--peers", action="store_true", help="onnxsim's pruning and fine-tune too")
     parser.add_argument("--out", type=Path, default=Path("results/tables.jsonl"))
     args = parser.parse_args()
     known: dict[str, Data] = {}
     print("| network | MACs / | how | accuracy | KL | seconds |")
     print("| --- | --- | --- | --- | --- | --- |")
     for row in ROWS:
-        ways = tuple(w for w in row.ways if re.search(args.only, f"{row.label} {w}"))
+        more = (PEER,) if args.peers and "full" in row.ways else ()
+        ways = tuple(w for w in row.ways + more if re.search(args.only, f"{row.label} {w}"))
         if not ways:
             continue
         if row.data not in known:
