@@ -134,6 +134,25 @@ def test_alignment_without_a_search(slim_report: Report) -> None:
     assert search({"search": {"widths": {}}}) is None
 
 
+def test_the_models_that_alignment_timed(slim_report: Report) -> None:
+    models = [{"multiple": 1, "yields": True, "work": 0.28, "ms": 3.4},
+              {"multiple": 16, "yields": True, "work": 0.29, "ms": 3.1},
+              {"multiple": 16, "yields": False, "work": 0.31, "ms": 2.9}]  # fmt: skip
+    widths = {"align": 16, "layers": [], "models": models}
+    found = search({"search": {"widths": widths}})
+    assert found is not None
+    assert [w[0] for w in found.widths] == [
+        "any width", "multiples of 16, finer in narrow groups", "multiples of 16"
+    ]  # fmt: skip
+    assert found.widths[0][1:] == ("28.0 %", "3.4 ms", 1.0)
+    report = {**slim_report, "search": {"widths": widths}}
+    page = Outline.of(render(report))
+    assert page.wrong == []
+    assert "none is faster" in page.text
+    assert "3.4 ms" in page.text
+    assert "multiples of 16, finer in narrow groups" in markdown(report)
+
+
 # ---- bench --------------------------------------------------------------------------------------
 
 

@@ -133,6 +133,11 @@ def _search(report: Data) -> Iterator[str]:
         rows = ((*row, "yes" if within else "no") for *row, within in found.trials)
         heads = ("MACs left", "measured", "", "within")
         yield folded(count(len(found.trials), "trial"), table(heads, rows, words=0))
+    if found.widths:
+        sizes = ((title, text, macs) for title, macs, text, _share in found.widths)
+        yield folded(
+            "slim models timed for --align auto", table(("kept counts", "time", "MACs left"), sizes)
+        )
 
 
 def _bench(report: Data) -> Iterator[str]:

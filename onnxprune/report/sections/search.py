@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,8 @@ class Search:
     """Share of the MACs, what was measured, its spread or drop, and whether it is within."""
     align: int | None
     """The multiple that `--align auto` found to be fastest here."""
+    widths: tuple[tuple[str, str, str, float], ...] = ()
+    """Slim models that it timed: multiple, share of the MACs, time, and that over the slowest's."""
 
 
 def search(report: Mapping[str, Any]) -> Search | None:
@@ -33,14 +35,30 @@ def search(report: Mapping[str, Any]) -> Search | None:
     if not found:
         return None
     align = found.get("widths", {}).get("align")
+    widths = _widths(found.get("widths", {}).get("models", ()))
     if "kind" not in found:
-        return Search("", True, (), None, (), align) if align else None
+        return Search("", True, (), None, (), align, widths) if align else None
     drop = found["kind"] == "max_drop"
     return Search(
         _drop_sentence(found) if drop else _sentence(found), "reached" in found,
         () if drop else _bars(found), _plane(found) if found.get("trials") else None,
-        tuple(_trial(t) for t in found.get("trials", ())), align,
+        tuple(_trial(t) for t in found.get("trials", ())), align, widths,
     )  # fmt: skip
+
+
+def _widths(models: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str, str, float], ...]:
+    slowest = max((m["ms"] for m in models), default=1.0)
+    return tuple(
+        (_widths_of(m["multiple"], m["yields"]), percent(m["work"]), f"{m['ms']:.4g} ms",
+         m["ms"] / slowest)
+        for m in models
+    )  # fmt: skip
+
+
+def _widths_of(multiple: int, yields: bool) -> str:
+    if multiple == 1:
+        return "any width"
+    return f"multiples of {multiple}{', finer in narrow groups' if yields else ''}"
 
 
 def _amount(found: Mapping[str, Any], value: float) -> str:
