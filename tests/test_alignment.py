@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from onnxprune.choose.alignment import align_by_time, best_multiple, layers_of, 
 from onnxprune.cost.work import sizes_at_one
 from onnxprune.errors import CheckFailed
 from onnxprune.pipeline import aligning
-from onnxprune.pipeline.aligning import Tried, fastest
+from onnxprune.pipeline.aligning import Tried, Way, fastest
 from onnxprune.pipeline.run import Candidate, Run
 from onnxprune.runtime import widths
 from onnxprune.runtime.widths import LOWER, MULTIPLES, Layer, Width, measure, widths_of
@@ -222,12 +222,12 @@ def faked(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     def time(layer: Layer, pairs: list[tuple[int, int]], provider: str) -> list[float]:
         return [blocked(block)(*pair) for pair in pairs]  # type: ignore[operator]
 
-    def timed(run: Run, made: Mapping[tuple[int, bool], Candidate]) -> list[Tried]:
+    def timed(run: Run, made: Iterable[tuple[Way, Candidate]]) -> list[Tried]:
         def ms(one: Candidate) -> float:
             counts = [len(kept) for kept in one.chosen.kept.values()]
             return float(sum(n // block + 2 * (n % block > 0) for n in counts))
 
-        return [Tried(*way, run.work(one), ms(one)) for way, one in made.items()]
+        return [Tried(*way, run.work(one), ms(one)) for way, one in made]
 
     monkeypatch.setattr(widths, "_time", time)
     monkeypatch.setattr(aligning, "_timed", timed)
@@ -304,7 +304,7 @@ def test_narrow_groups_are_not_held_up_unless_that_is_faster(
 
     def kept(ms: Mapping[tuple[int, bool], float]) -> list[int]:
         monkeypatch.setattr(aligning, "_timed", lambda run, made: [
-            Tried(*way, run.work(one), ms[way]) for way, one in made.items()
+            Tried(*way, run.work(one), ms[way]) for way, one in made
         ])  # fmt: skip
         result = pipeline.slim(net(16), ratio=0.5, align="auto", verify=False)
         return sorted(g.kept for g in result.report.groups if not g.fixed_by)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -29,13 +29,16 @@ _HALF = 0.5
 """Work at which models are compared where nobody knows yet how much will be left."""
 
 
+Way = tuple[int, bool]
+"""A multiple, and whether it yields to a finer one in narrow groups."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """A slim model whose kept counts are multiples of something."""
+    """A slim model that was timed, by its way."""
 
     multiple: int
     yields: bool
-    """Narrow groups have a finer one."""
     work: float
     """Share of the original's multiply-accumulates."""
     ms: float
@@ -74,11 +77,8 @@ def _at(request: Request, multiple: int, yields: bool) -> Request:
 
 def _models(
     run: Run, request: Request, multiples: Sequence[int]
-) -> dict[tuple[int, bool], Candidate]:
-    """Slim models by the multiple of their kept counts and whether it yields where groups are
-    narrow, without those that are like another.
-    """
-    made: dict[tuple[int, bool], Candidate] = {}
+) -> Iterator[tuple[Way, Candidate]]:
+    """Slim models, without those that are like one before."""
     seen = set()
     for way in product(multiples, (True, False)):
         try:
@@ -90,8 +90,7 @@ def _models(
         counts = tuple(len(k) for k in chosen.kept.values())
         if counts not in seen:
             seen.add(counts)
-            made[way] = run.cut(chosen)
-    return made
+            yield way, run.cut(chosen)
 
 
 def _chosen(run: Run, request: Request) -> Allocation:
@@ -107,24 +106,26 @@ def _chosen(run: Run, request: Request) -> Allocation:
     return space.within(what, target.amount(int(getattr(run.before, what))))
 
 
-def _timed(run: Run, made: Mapping[tuple[int, bool], Candidate]) -> list[Tried]:
+def _timed(run: Run, made: Iterable[tuple[Way, Candidate]]) -> list[Tried]:
     """How long these models take, in turn; nothing where they can't be run."""
     from onnxprune.runtime.iobinding import bound
     from onnxprune.runtime.session import open_session
     from onnxprune.runtime.timing import interleave
 
-    folder, runs = run.analysis.source.folder, {}
-    with ExitStack() as opened, run.clock("widths", f"timing {len(made)} slim models"):
-        for way, one in made.items():
+    folder, work, runs = run.analysis.source.folder, {}, {}
+    with ExitStack() as opened:
+        for way, one in made:
             session = open_session(one.model, provider=run.provider, optimise=True, folder=folder)
             opened.enter_context(session)
             try:
                 runs[str(way)] = bound(session, timing_feeds(run, session)).run
             except CheckFailed:
                 return []
-        once = sum(t.median_ms for t in interleave(runs, rounds=1, warmup=1).values()) / 1e3
-        times = interleave(runs, duration=max(_SECONDS * len(runs), _ROUNDS * once), warmup=0)
+            work[way] = run.work(one)
+        with run.clock("widths", f"timing {len(runs)} slim models"):
+            once = sum(t.median_ms for t in interleave(runs, rounds=1, warmup=1).values()) / 1e3
+            times = interleave(runs, duration=max(_SECONDS * len(runs), _ROUNDS * once), warmup=0)
     return [
-        Tried(*way, run.work(one), float(np.percentile(times[str(way)].samples, _QUANTILE)))
-        for way, one in made.items()
+        Tried(*way, share, float(np.percentile(times[str(way)].samples, _QUANTILE)))
+        for way, share in work.items()
     ]
