@@ -58,6 +58,8 @@ class Row:
     ask: Mapping[str, Any]
     """What goes, as `pipeline.slim` takes it."""
     ways: tuple[str, ...]
+    inner: bool = False
+    """Channels that several layers make, as those between residual blocks, stay."""
 
     @property
     def left(self) -> float:
@@ -79,7 +81,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "slice": {"criterion": "l2", "repair": "none"},
     "linear": {"repair": "linear"},
     "full": {"repair": "full"},
-    "closed": {"criterion": "moments", "repair": "auto"},
+    "closed": {"repair": "auto"},
     "synthetic": {"repair": "synthetic"},
 }
 DATA_FREE = ("slice", "closed", "synthetic")
@@ -87,15 +89,13 @@ _ALL = ("slice", "linear", "full")
 PEER = "onnxsim"
 _HALVINGS = 8
 """Of the range in which the peer's sparsity is searched."""
-_INNER = {"ratio": 0.3, "include": (r"^/layer\d/.*conv1",)}
-"""Three tenths of the channels within each residual block."""
 _MBV2 = "imagenet_edgeopt_mbv2_int8_3.7M_dequantised_fp32"
 ROWS = (
     *(Row("resnet56_cifar10_folded", "cifar", shrunk(t), _ALL) for t in (2.1, 2.57, 4.0)),
     *(Row("resnet20_cifar10_folded", "cifar", shrunk(t), _ALL) for t in (1.5, 2.1)),
     *(Row(_MBV2, "imagenet", shrunk(t), _ALL) for t in (1.25, 1.43)),
     *(Row("cifar10_resnet56", "cifar", shrunk(t), ("closed", "synthetic")) for t in (1.5, 2.1)),
-    Row("resnet56_cifar10_folded", "cifar", _INNER, ("slice", "closed")),
+    Row("resnet56_cifar10_folded", "cifar", {"ratio": 0.3125}, ("slice", "closed"), inner=True),
 )
 
 
@@ -146,6 +146,15 @@ def theirs(
     return tuned
 
 
+def shared(source: Source) -> list[str]:
+    """Patterns of the groups of channels that more than one layer makes."""
+    return [
+        f"^{re.escape(g.name)}$"
+        for g in pipeline.analyze(source).groups
+        if sum(m.role == "creates" for m in g.members) > 1
+    ]
+
+
 def macs_of(model: onnx.ModelProto) -> int:
     """Multiply-accumulates of one inference at batch 1."""
     facts = pipeline.analyze(model).facts
@@ -170,7 +179,7 @@ def measured(
             if way == PEER:
                 model = theirs(source, row.left, calib or ())
             else:
-                how = {**row.ask, **WAYS[way]}
+                how = {**row.ask, **WAYS[way], "exclude": shared(source) if row.inner else ()}
                 model = pipeline.slim(source, calib=calib, verify=False, **how).model
             seconds = time.perf_counter() - start
             now = logits(model, scored, source.folder)
