@@ -27,7 +27,7 @@ Floats = NDArray[np.float64]
 BATCH = 32
 PIXELS = 4_000_000
 """Pixels that all samples together are to have, a colour image's counted once."""
-SAMPLES = (64, 512)
+SAMPLES = (64, 1024)
 """At least and at most so many samples, unless a number is asked for."""
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
