@@ -17,6 +17,7 @@ from onnxprune.bench import compare
 from onnxprune.bench.settings import Settings
 from onnxprune.cli.main import COMMANDS
 from onnxprune.pipeline import slimming
+from tests.choosing import model_of
 from tests.commands import START, files, onnxprune
 
 # What it does
@@ -229,3 +230,20 @@ def test_slim_times_what_it_made(net: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert ended.code == 0
     (case,) = json.loads(ended.out)["bench"]["cases"]
     assert [row["model"] for row in case["rows"]] == ["original", "slim"]
+
+
+@pytest.mark.parametrize(("more", "said"), [
+    ((), True), (("--align", 8), False), (("--dead",), False),
+])  # fmt: skip
+def test_odd_widths_are_worth_a_word(tmp_path: Path, more: tuple[object, ...], said: bool) -> None:
+    rng = np.random.default_rng(0)
+    weights = {"w0": rng.standard_normal((16, 24)).astype(np.float32),
+               "w1": rng.standard_normal((24, 8)).astype(np.float32)}  # fmt: skip
+    weights["w0"][:, 3] = 0  # something for --dead
+    net = model_of([("MatMul", ["x", "w0"], ["h"], {}), ("Relu", ["h"], ["r"], {}),
+                    ("MatMul", ["r", "w1"], ["y"], {})], weights, ["n", 16], ["n", 8])  # fmt: skip
+    onnx.save(net, tmp_path / "net.onnx")
+    ratio = () if "--dead" in more else ("--ratio", 0.5)
+    ended = onnxprune("slim", tmp_path / "net.onnx", *ratio, *more)
+    assert ended.code == 0, ended.err
+    assert ("100% of the MACs left are in layers whose new widths" in ended.out) == said

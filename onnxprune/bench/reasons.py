@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 from onnxprune.bench.fused import BLOCKED, Ran
 from onnxprune.bench.models import Work
+from onnxprune.choose.limits import ALIGNED
 from onnxprune.runtime.machine import channel_block
-
-ALIGNED = 8
-"""Widths that are multiples of it fill vectors and tensor cores nearly everywhere."""
 
 KEPT_PROMISE = 0.8
 """A layer that reaches so much of what its multiply-accumulates promise needs no reason."""

@@ -8,6 +8,9 @@ from math import ceil, floor
 import numpy as np
 from numpy.typing import NDArray
 
+ALIGNED = 8
+"""Widths that are multiples of it fill vectors and tensor cores nearly everywhere."""
+
 Kept = NDArray[np.int64]
 """Sorted indices of a group's channels that stay."""
 

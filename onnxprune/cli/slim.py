@@ -16,6 +16,8 @@ from onnxprune.errors import PruneError, UsageError
 if TYPE_CHECKING:
     from onnxprune.report.data import Report
 
+_MANY = 0.25
+"""Share of the work in odd widths from which they are worth a word."""
 _HELD_OUT = 128
 """Samples beyond those of --calib-samples that a slim model is compared with the original on."""
 
@@ -142,7 +144,8 @@ def command(
         ending = "nothing was written (--dry-run)" if dry_run else f"wrote {out}"
         advice = _advice(result.report.repair, how)
         notes = [f"note: {w}" for w in warnings]
-        for line in filter(None, (result.sentence, *notes, advice, ending)):
+        widths = "" if bench or how["dead"] else _widths(result.report)
+        for line in filter(None, (result.sentence, *notes, advice, widths, ending)):
             console.print(line, markup=False, soft_wrap=True)  # names may have brackets
     return 0
 
@@ -158,6 +161,18 @@ def _timed(models: dict[str, Any], how: dict[str, Any], silent: bool) -> Any:
     settings = Settings(providers=(how["provider"],), inputs=inputs)
     with working("timing both models", silent) as tell:
         return compare(models, settings, lambda text, left: tell(text))
+
+
+def _widths(report: Report) -> str:
+    """What to know about the speed."""
+    from onnxprune.choose.limits import ALIGNED
+
+    if report.options.get("align") != 1 or report.odd_widths < _MANY:
+        return ""
+    return (
+        f"{report.odd_widths:.0%} of the MACs left are in layers whose new widths are no multiples "
+        f"of {ALIGNED} and may run no faster: --align auto times better ones here"
+    )
 
 
 def _advice(repair: Any, how: dict[str, Any]) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from onnxprune.choose.limits import ALIGNED
+
 SCHEMA = "onnxprune/report/1"
 
 
@@ -98,6 +100,17 @@ class Report:
             key: 1 - getattr(self.after, key) / max(1, getattr(self.before, key))
             for key in ("channels", "params", "macs", "bytes")
         }
+
+    @property
+    def odd_widths(self) -> float:
+        """Share of the MACs left in layers that were cut to a width that is no multiple of 8."""
+        left = sum(row.macs_after for row in self.layers)
+        odd = sum(
+            row.macs_after for row in self.layers
+            if any(now != was and now % ALIGNED for was, now in
+                   zip(row.shape[:2], row.shape_after[:2], strict=True))
+        )  # fmt: skip
+        return odd / max(1, left)
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain data (schema onnxprune/report/1)."""
