@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from zipfile import BadZipFile
@@ -37,6 +37,13 @@ class Scores:
     """Ids of the groups whose scores are losses: what is lost when a channel goes, after all that
     score lower have gone, on one scale for all of them. Others are only ranked within a group.
     """
+    unseen: Mapping[int, float] = field(default_factory=dict)
+    """How many times larger losses may be on samples that they were not told by, by group id."""
+
+    def wary(self, power: float) -> Scores:
+        """The same with losses that weigh more where less is known about them."""
+        by_group = {k: v * self.unseen.get(k, 1.0) ** power for k, v in self.by_group.items()}
+        return replace(self, by_group=by_group)
 
 
 def group_scores(

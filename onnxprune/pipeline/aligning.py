@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from onnxprune.choose.alignment import align_by_time, near_multiples
-from onnxprune.choose.allocate import Allocation, Request, allocate
+from onnxprune.choose.allocate import Request
 from onnxprune.errors import CheckFailed, NothingToPrune
 from onnxprune.pipeline.inputs import timing_feeds
 from onnxprune.pipeline.run import Candidate, Run
-from onnxprune.pipeline.searching import space_of
+from onnxprune.pipeline.searching import likely
 
 _SECONDS = 1.5
 """For each model that is timed."""
@@ -25,8 +25,6 @@ _QUANTILE = 25
 """Of the times: what a busy machine adds to the others is not the model's."""
 _LIKE = 0.04
 """Times that differ by no more are the same."""
-_HALF = 0.5
-"""Work at which models are compared where nobody knows yet how much will be left."""
 
 
 Way = tuple[int, bool]
@@ -82,7 +80,7 @@ def _models(
     seen = set()
     for way in product(multiples, (True, False)):
         try:
-            chosen = _chosen(run, _at(request, *way))
+            chosen = likely(run, _at(request, *way))
         except NothingToPrune:
             if way == (1, True):
                 raise
@@ -91,19 +89,6 @@ def _models(
         if counts not in seen:
             seen.add(counts)
             yield way, run.cut(chosen)
-
-
-def _chosen(run: Run, request: Request) -> Allocation:
-    """What a request leaves, or something like it where it takes a search to tell."""
-    if request.target is None and request.max_drop is None:
-        assert run.ranked is not None
-        return allocate(run.analysis.facts, run.analysis.groups, run.ranked, request)
-    space = space_of(run, request)
-    target = request.target
-    if target is None or target.quantity == "latency":
-        return space.within(space.lever, _HALF * space.full(space.lever))
-    what = target.quantity
-    return space.within(what, target.amount(int(getattr(run.before, what))))
 
 
 def _timed(run: Run, made: Iterable[tuple[Way, Candidate]]) -> list[Tried]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +108,8 @@ class Repairer:
         found = obs_scores(
             solution, analysis.groups, self.batches, most, self.seed, stage, self.memory
         )
-        return _with_l2(analysis, found, "obs", "nothing that reads them can be refitted")
+        why = "nothing that reads them can be refitted"
+        return replace(_with_l2(analysis, found.by_group, "obs", why), unseen=found.unseen)
 
     def repaired(self, view: View, done: Cut, stage: Stage = quiet) -> Repaired:
         """Correct the layers that removal touched.

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from onnx import ModelProto
 
-from onnxprune.choose.allocate import Allocation, Pool, Request, nothing_open, pool_of
+from onnxprune.choose.allocate import (
+    Allocation,
+    Pool,
+    Request,
+    allocate,
+    nothing_open,
+    pool_of,
+)
 from onnxprune.choose.budget import smallest, within
 from onnxprune.choose.target import Target
 from onnxprune.cost.budget import CostModel, cost_model
@@ -33,6 +40,8 @@ _TRIALS = 12
 """Models at most that are timed."""
 _PATIENCE = 5.0
 """Seconds for each."""
+_HALF = 0.5
+"""Work that is likely to be left where only a search can tell."""
 _FINEST = 0.01
 """Share of the original's work to which the slimmest model is told."""
 
@@ -80,6 +89,19 @@ def space_of(run: Run, request: Request) -> Space:
     if (nothing := nothing_open(pool.groups, pool.left)) is not None:
         raise nothing
     return Space(run, request, pool, cost_model(analysis.solution, analysis.groups, run.sizes))
+
+
+def likely(run: Run, request: Request) -> Allocation:
+    """What a request leaves, or something like it where it takes a search to tell."""
+    if request.target is None and request.max_drop is None:
+        assert run.ranked is not None
+        return allocate(run.analysis.facts, run.analysis.groups, run.ranked, request)
+    space = space_of(run, request)
+    target = request.target
+    if target is None or target.quantity == "latency":
+        return space.within(space.lever, _HALF * space.full(space.lever))
+    what = target.quantity
+    return space.within(what, target.amount(int(getattr(run.before, what))))
 
 
 def _counts(chosen: Allocation) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from onnxprune.choose.target import Target, parse_target
 from onnxprune.errors import CheckFailed, NothingToPrune, PruneError, UsageError
 from onnxprune.pipeline.aligning import aligned
 from onnxprune.pipeline.analysis import ANY_SIZES, AnyModel, Sizes, analyze, source_of
+from onnxprune.pipeline.caution import settled
 from onnxprune.pipeline.clock import Clock, Stage, quiet
 from onnxprune.pipeline.outcome import Result, report_of
 from onnxprune.pipeline.repairing import (
@@ -159,6 +160,7 @@ def slim(
     run = replace(run, ranked=ranked)
     search: dict[str, Any] = {}
     try:
+        run = replace(run, ranked=settled(run, request, ranked))
         if align == "auto":
             request, search = aligned(run, request)
         made, found = _made(run, request)

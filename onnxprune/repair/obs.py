@@ -46,10 +46,6 @@ _PART = 4
 """Every so manyth channel goes to see how well a refit does on samples that it has not seen."""
 _SURE = 1e-6
 """Share of a layer's power below which an error is rounding."""
-_WARY = 2
-"""How much a layer's losses weigh that has few rows, as a power of `_unseen`. A refit there fails
-twice: in making up for what went, and for the changes that earlier layers left in its input.
-"""
 _STEPS = 96
 """Rounds in which a group's channels go; a large group loses several at a time."""
 
@@ -62,6 +58,8 @@ class _Layer:
     w: Array
     share: float
     """1 / the energy of what its output ends in."""
+    unseen: float
+    """See `_unseen`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +96,19 @@ class _Seen:
         return self.total / max(1, self.all.rows)
 
 
+@dataclass(frozen=True, eq=False)
+class Losses:
+    """What channels lose, by group id; groups without a layer that can be followed are not in it.
+
+    `by_group` has for each channel, (channels,), the loss at which it goes, never falling. `unseen`
+    says how many times worse refits of the layers that read a group do on samples they have not
+    seen, the mean over what these layers lose.
+    """
+
+    by_group: dict[int, Array]
+    unseen: dict[int, float]
+
+
 def obs_scores(
     solution: Solution,
     groups: Sequence[Group],
@@ -106,12 +117,11 @@ def obs_scores(
     seed: int = 0,
     tell: Callable[[str], None] = lambda text: None,
     memory: int = 2_000_000_000,
-) -> dict[int, Array]:
-    """(channels,) scores by group id: the loss at which each channel goes, never falling.
+) -> Losses:
+    """Rank the channels of these groups, the cheapest going first.
 
-    Groups without a layer that can be followed have no entry. Channels beyond the share `most`
-    are not ordered against each other: they stay longest. `memory` bounds the moments, in bytes:
-    beyond it the samples are run again.
+    Channels beyond the share `most` are not ordered against each other: they stay longest. `memory`
+    bounds the moments, in bytes: beyond it the samples are run again.
     """
     facts = solution.facts
     channel_of = {int(r): (g.id, k) for g in groups for k, r in enumerate(g.roots)}
@@ -139,19 +149,32 @@ def obs_scores(
                         if (mine >= 0).any():
                             own = _own(layer, places[r.layer])
                             parts[owner].append((own, np.repeat(mine, taps)))
-    out: dict[int, Array] = {}
+    out = Losses({}, {})
     for g in groups:
         if parts[g.id]:
             tell(f"ranking {g.name}")
-            out[g.id] = _greedy(parts.pop(g.id), g.size, int(np.ceil(g.size * most)))
+            readers = parts.pop(g.id)
+            out.unseen[g.id] = _mean_unseen(readers, g.size)
+            out.by_group[g.id] = _greedy(readers, g.size, int(np.ceil(g.size * most)))
     return out
+
+
+def _mean_unseen(parts: Sequence[tuple[_Layer, NDArray[np.int64]]], size: int) -> float:
+    """Over the layers that read a group, by what each loses."""
+    alive = np.ones(size, bool)
+    lost = []
+    for layer, of in parts:
+        rows = [np.nonzero(of == j)[0] for j in range(size)]
+        lost.append(layer.share * float(_costs(layer, rows, alive).sum()))
+    factors = [layer.unseen for layer, _ in parts]
+    return float(np.average(factors, weights=lost if sum(lost) > 0 else None))
 
 
 def _own(layer: _Layer, shared: dict[int, NDArray[np.int64]]) -> _Layer:
     """A layer that one group may downdate: a copy where several groups are read by it."""
     if len(shared) == 1:
         return layer
-    return _Layer(layer.h.copy(), layer.w.copy(), layer.share)
+    return _Layer(layer.h.copy(), layer.w.copy(), layer.share, layer.unseen)
 
 
 def _reads(s: Solution) -> list[_Read]:
@@ -258,8 +281,8 @@ def _layers(r: _Read, seen: _Seen, s: Solution) -> Iterator[_Layer]:
     w0 = read_matrix(weight, c, r.groups).reshape(r.groups, -1, m.outputs)
     w0 = np.concatenate([w0, np.zeros((r.groups, 1, m.outputs))], axis=1)
     scale = np.ones(r.groups * m.outputs) if r.target.scale is None else r.target.scale
-    share = _unseen(seen, w0.reshape(*m.lead, *w0.shape[1:]), taps_of(c, facts)) ** _WARY
-    share /= max(seen.energy, 1e-30)
+    unseen = _unseen(seen, w0.reshape(*m.lead, *w0.shape[1:]), taps_of(c, facts))
+    share = 1.0 / max(seen.energy, 1e-30)
     rows = max(1, m.rows)
     for k in range(r.groups):
         g = (m.g if r.groups == 1 else m.g[k]) / rows
@@ -268,7 +291,7 @@ def _layers(r: _Read, seen: _Seen, s: Solution) -> Iterator[_Layer]:
         hold[-1] = 1e-10
         h = cho_solve(cho_factor(g + np.diag(hold)), np.eye(m.size))
         w = h @ (t + hold[:, None] * w0[k])
-        yield _Layer(h, w * scale.reshape(r.groups, -1)[k], share)
+        yield _Layer(h, w * scale.reshape(r.groups, -1)[k], share, unseen)
 
 
 def _unseen(seen: _Seen, w0: Array, taps: int) -> float:

@@ -173,7 +173,7 @@ def _scores(
     if calib:
         from onnxprune.repair.obs import obs_scores
 
-        out[DATA] = obs_scores(solution, groups, calib, 1.0, seed, tell)
+        out[DATA] = obs_scores(solution, groups, calib, 1.0, seed, tell).by_group
         if len(out[DATA]) < len(groups):
             count = len(groups) - len(out[DATA])
             notes.append(

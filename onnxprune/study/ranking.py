@@ -35,7 +35,7 @@ def ranked(
         raise UsageError("--criterion obs needs calibration data", hint="--calib samples.npz")
     from onnxprune.repair.obs import obs_scores
 
-    found = obs_scores(solution, groups, calib, 1.0, seed, tell)
+    found = obs_scores(solution, groups, calib, 1.0, seed, tell).by_group
     rest = group_scores(solution.facts, [g for g in groups if g.id not in found], "l2", seed)
     names = ", ".join(g.name for g in groups if g.id not in found)
     note = f"obs says nothing about {names}: ranked by l2"
