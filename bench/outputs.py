@@ -25,7 +25,7 @@ import onnx
 from PIL import Image
 
 from onnxprune import pipeline
-from onnxprune.check.fidelity import fidelity
+from onnxprune.check.fidelity import fidelity, output_error
 from onnxprune.graph.files import Source, load
 
 Feeds = dict[str, np.ndarray]
@@ -105,12 +105,6 @@ def batched(samples: Sequence[Feeds], proto: onnx.ModelProto) -> list[Feeds]:
     ]
 
 
-def error(source: Source, model: onnx.ModelProto, held: Sequence[Feeds]) -> float:
-    """Squared difference of the outputs over their power, the mean over float outputs."""
-    found = fidelity(source.proto, model, source.folder, held)
-    return float(np.mean([10 ** (-f.snr_db / 10) for f in found if f.snr_db is not None]))
-
-
 def row(name: str, args: argparse.Namespace) -> dict[str, Any]:
     source = load(args.models / f"{name}.onnx")
     runs = batched(feeds(source, args.data, *ROWS[name]), source.proto)
@@ -125,7 +119,8 @@ def row(name: str, args: argparse.Namespace) -> dict[str, Any]:
         start = time.perf_counter()
         result = pipeline.slim(source, target=args.target, verify=False, **how)
         found[f"{way}_seconds"] = round(time.perf_counter() - start, 1)
-        found[way] = error(source, result.model, held)
+        rows = fidelity(source.proto, result.model, source.folder, held)
+        found[way] = output_error(rows)
     return found
 
 

@@ -123,22 +123,21 @@ LOADERS: dict[str, Callable[[Path], Data]] = {"cifar": cifar, "imagenet": imagen
 
 
 def theirs(
-    source: Source, left: float, calib: Sequence[Mapping[str, np.ndarray]]
+    source: Source, limit: float, calib: Sequence[Mapping[str, np.ndarray]]
 ) -> onnx.ModelProto | None:
-    """The peer's most accurate way, at the least sparsity that leaves this share of the MACs; None
-    if there is none.
+    """The peer's most accurate way, at the least sparsity within this limit of MACs; None if there
+    is none.
     """
     from onnxsim.finetune import apply_pruning_finetune
     from onnxsim.pruning import apply_structured_wanda_pruning
 
-    whole, low, high = macs_of(source.proto), 0.0, 0.98
-    best = source.proto
+    low, high, best = 0.0, 0.98, source.proto
     for _ in range(_HALVINGS):
         sparsity = (low + high) / 2
         model = apply_structured_wanda_pruning(
             source.proto, list(calib), num_samples=len(calib), sparsity=sparsity
         )
-        if macs_of(model) <= left * whole:
+        if macs_of(model) <= limit:
             high, best = sparsity, model
         else:
             low = sparsity
@@ -172,7 +171,8 @@ def measured(
     source = load(models / f"{row.model}.onnx")
     name = source.proto.graph.input[0].name
     scored = in_batches(data.test, name, data.batch)
-    before = logits(source.proto, scored, source.folder)
+    before, whole = logits(source.proto, scored, source.folder), macs_of(source.proto)
+    ask = {**row.ask, "exclude": shared(source) if row.inner else ()}
     for way in row.ways:
         found = []
         free = way in DATA_FREE
@@ -181,18 +181,18 @@ def measured(
             calib = None if free else in_batches(data.calib[np.sort(chosen)], name, data.batch)
             start = time.perf_counter()
             if way == PEER:
-                model = theirs(source, row.left, calib or ())
+                model = theirs(source, row.left * whole, calib or ())
                 if model is None:
                     print(f"onnxsim does not get {row.model} to {row.left:.0%}", file=sys.stderr)
                     return
             else:
-                how = {**row.ask, **WAYS[way], "exclude": shared(source) if row.inner else ()}
+                how = {**ask, **WAYS[way]}
                 model = pipeline.slim(source, calib=calib, verify=False, **how).model
             seconds = time.perf_counter() - start
             now = logits(model, scored, source.folder)
             found.append((
                 100 * (now.argmax(axis=1) == data.labels).mean(), divergence(before, now), seconds,
-                macs_of(source.proto) / macs_of(model),
+                whole / macs_of(model),
             ))  # fmt: skip
         accuracy, kl, seconds, macs = np.mean(found, axis=0)
         yield {

@@ -208,7 +208,7 @@ def test_refits_on_few_rows_are_worth_less_on_others(taps: int) -> None:
     many, w0 = _seen(30_000, 10_000, taps=taps)
     assert _unseen(many, w0, taps) == pytest.approx(1, abs=0.03)
     few, w0 = _seen(120 * taps, 10_000, taps=taps)
-    # F rows fewer: (1 + D/n) / (1 - D/n), the ridge aside
+    # n rows for D columns: (1 + D/n) / (1 - D/n), the ridge aside
     share = (24 * taps + 1) / (120 * taps)
     assert _unseen(few, w0, taps) == pytest.approx((1 + share) / (1 - share), rel=0.2)
 

@@ -78,6 +78,12 @@ def fidelity(
     return tuple(_told(name, s) for name, s in sums.items() if s.compared)
 
 
+def output_error(rows: Sequence[Fidelity]) -> float:
+    """Squared difference over power, the mean over float outputs; 0 where there are none."""
+    found = [10 ** (-row.snr_db / 10) for row in rows if row.snr_db is not None]
+    return float(np.mean(found)) if found else 0.0
+
+
 def _add(s: _Sums, a: np.ndarray, b: np.ndarray) -> None:
     if a.dtype.kind in "iu":
         s.rows += a.size

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
 from onnxprune.choose.allocate import Request
 from onnxprune.choose.scores import Scores
 from onnxprune.pipeline.repairing import Repairer
@@ -47,7 +45,7 @@ def settled(run: Run, request: Request, ranked: Scores) -> Scores:
 
 def _error(run: Run, request: Request, repairer: Repairer) -> float:
     """How far a network is from the original on the samples that its refit has not seen."""
-    from onnxprune.check.fidelity import fidelity
+    from onnxprune.check.fidelity import fidelity, output_error
     from onnxprune.repair.fits import fold_of
 
     count = len(repairer.batches)
@@ -59,6 +57,4 @@ def _error(run: Run, request: Request, repairer: Repairer) -> float:
         trial = replace(repairer, kind=kind, batches=rest)
         model = trial.repaired(made.view, made.cut, run.clock.tell).model
         source = run.analysis.source
-        rows = fidelity(source.proto, model, source.folder, held, run.provider)
-    found = [10 ** (-row.snr_db / 10) for row in rows if row.snr_db is not None]
-    return float(np.mean(found)) if found else 0.0
+        return output_error(fidelity(source.proto, model, source.folder, held, run.provider))

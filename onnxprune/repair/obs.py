@@ -161,6 +161,8 @@ def obs_scores(
 
 def _mean_unseen(parts: Sequence[tuple[_Layer, NDArray[np.int64]]], size: int) -> float:
     """Over the layers that read a group, by what each loses."""
+    if len(parts) == 1:
+        return parts[0][0].unseen
     alive = np.ones(size, bool)
     lost = []
     for layer, of in parts:
