@@ -91,11 +91,11 @@ _ALL = ("slice", "linear", "full")
 PEER = "onnxsim"
 _HALVINGS = 8
 """Of the range in which the peer's sparsity is searched."""
-_MBV2 = "imagenet_edgeopt_mbv2_int8_3.7M_dequantised_fp32"
+MBV2 = "imagenet_edgeopt_mbv2_int8_3.7M_dequantised_fp32"
 ROWS = (
     *(Row("resnet56_cifar10_folded", "cifar", shrunk(t), _ALL) for t in (2.1, 2.57, 4.0)),
     *(Row("resnet20_cifar10_folded", "cifar", shrunk(t), _ALL) for t in (1.5, 2.1)),
-    *(Row(_MBV2, "imagenet", shrunk(t), _ALL) for t in (1.25, 1.43)),
+    *(Row(MBV2, "imagenet", shrunk(t), _ALL) for t in (1.25, 1.43)),
     *(Row("cifar10_resnet56", "cifar", shrunk(t), ("closed", "synthetic")) for t in (1.5, 2.1)),
     Row("resnet56_cifar10_folded", "cifar", {"ratio": 0.3125}, ("slice", "closed"), inner=True),
 )

@@ -12,8 +12,6 @@ from onnxprune.repair.jobs import Job, goal, goal_rows, rows_at
 from onnxprune.repair.moments import Array, Moments, ridge
 from onnxprune.repair.stream import Kept, Stream
 
-SHARES = (1e-3, 1e-2, 1e-1)
-"""Pulls towards the sliced weights that are tried, as shares of the taps' mean power."""
 FOLDS = 4
 """Parts of the samples, for judging what the others solve for."""
 AFFORDABLE = 1500
@@ -99,7 +97,7 @@ class Fit:
         return bool(np.isfinite(self.errors).all() and np.isfinite(self.weights).all())
 
 
-def best_fit(folds: Folds, w0: Array, *, free: bool, shares: Sequence[float] = SHARES) -> Fit:
+def best_fit(folds: Folds, w0: Array, shares: Sequence[float], *, free: bool) -> Fit:
     """The pull with the least error on samples not seen; its weights are of all samples."""
     errors = {
         s: folds.errors(lambda m, s=s: ridge(m, w0, s, free_bias=free))  # type: ignore[misc]

@@ -237,7 +237,7 @@ def _round(
         h = path.run({p.out: z} | extras(k), [job.x])[job.x]
         new.append(now.store.put(h))
     folds = gather(job, was, now, new)
-    found = best_fit(folds, wc, free=free_bias(job, model), shares=(fit.share,))
+    found = best_fit(folds, wc, (fit.share,), free=free_bias(job, model))
     if not (found.is_finite and found.errors[-1] < _WORTH * fit.errors[-1]):
         _drop(new)
         return None, None

@@ -51,6 +51,8 @@ class Recipe:
     """Refit weights and biases; else biases alone."""
     rounds: int = 4
     """Gauss-Newton rounds on what makes the channels."""
+    shares: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
+    """Pulls towards the sliced weights that are tried, as shares of the taps' mean power."""
 
 
 RECIPES = {"bias": Recipe(weights=False, rounds=0), "linear": Recipe(rounds=0), "full": Recipe()}
@@ -106,7 +108,7 @@ def refit(
             was.take(job.original_values)
             now.take(values)
             if isinstance(job, RecurrentJob):
-                done += _fit_recurrent(job, model, was, now)
+                done += _fit_recurrent(job, model, was, now, recipe)
             else:
                 done += _fit_layer(job, pairs.get(job, ()), model, was, now, recipe)
             was.release(job.original_values)
@@ -135,7 +137,7 @@ def _fit_layer(
 
 
 def _fit_recurrent(
-    job: RecurrentJob, model: onnx.ModelProto, was: Stream, now: Stream
+    job: RecurrentJob, model: onnx.ModelProto, was: Stream, now: Stream, recipe: Recipe
 ) -> list[Fitted]:
     """Refit the gates of a recurrent layer; what was done, a line for all of them."""
     have = weights_of(job, model, now.folder)
@@ -147,7 +149,8 @@ def _fit_recurrent(
             if not folds.all.finite:
                 continue
             w0 = start_of(job, part, d, have)
-            old, fit = folds.all.error(w0), best_fit(folds, w0, free=bool(job.names[2]))
+            old = folds.all.error(w0)
+            fit = best_fit(folds, w0, recipe.shares, free=bool(job.names[2]))
             if fit.is_finite and fit.error < old:
                 put(job, part, d, fit.weights, have)
             power += folds.power
@@ -166,7 +169,7 @@ def _fit(
     before, free = folds.all.error(w0), free_bias(job, model)
     plenty = folds.density >= PLENTY
     if recipe.weights and (job.cut or plenty):
-        fit = best_fit(folds, w0, free=free)
+        fit = best_fit(folds, w0, recipe.shares, free=free)
     elif free and not recipe.weights:
         errors = folds.errors(lambda m: bias_only(m, w0))
         fit = Fit(1.0, errors, bias_only(folds.all, w0), folds.density)
