@@ -22,12 +22,17 @@ from onnxprune.pipeline.clock import Stage, quiet
 from onnxprune.summary import repair_row
 
 if TYPE_CHECKING:
+    from onnxprune.cut.weights import Stored
+    from onnxprune.pipeline.floating import Floating
     from onnxprune.repair.batchnorm import StandIn
     from onnxprune.repair.images import Images
+    from onnxprune.repair.linear import Fitted
     from onnxprune.runtime.feeds import Feeds
 
 MEMORY = 2_000_000_000
 """Bytes that a repair's activations may take before they go to disk."""
+DATA_FREE = ("means", "closed")
+"""Kinds of repair that look at no samples."""
 _MOST = 0.95
 """Share of a group that is ranked where nobody knows yet how much of it goes."""
 
@@ -68,11 +73,12 @@ def calibration_notes(analysis: Analysis, calib: Sequence[Feeds]) -> tuple[str, 
     return notes_on(calib, analysis.facts)
 
 
-def ranked_by_moments(analysis: Analysis, most: float) -> Scores:
+def ranked_by_moments(analysis: Analysis, most: float, twin: Floating | None) -> Scores:
     """Scores by block OBS on moments that the weights and batch norms tell; l2 elsewhere."""
     from onnxprune.repair.closed import closed_scores
 
-    found = closed_scores(analysis.solution, analysis.groups, most)
+    solution = analysis.solution if twin is None else twin.solution
+    found = closed_scores(solution, analysis.groups, most)
     return _with_l2(analysis, found, "moments", "what they hold is not known")
 
 
@@ -97,12 +103,14 @@ class Repairer:
     """What the original is on synthetic images."""
     seed: int = 0
     memory: int = MEMORY
+    twin: Floating | None = None
+    """What stands for a quantised original."""
 
     def ranked(self, analysis: Analysis, most: float, stage: Stage) -> Scores:
         """Scores by block OBS on its batches; l2 for groups whose readers can't be followed."""
         from onnxprune.repair.obs import obs_scores
 
-        solution = analysis.solution
+        solution = analysis.solution if self.twin is None else self.twin.solution
         if self.stand_in is not None:
             solution = self.stand_in.solution(solution)
         found = obs_scores(
@@ -117,13 +125,24 @@ class Repairer:
         Raises:
             Unreadable: ONNX Runtime can't run one of the models.
         """
-        if self.kind in ("means", "closed"):
+        if self.twin is None:
+            model, fitted = self._refitted(view, done.model, done.weights, stage)
+        else:
+            twin = self.twin.slim(view, done.model)
+            if twin is None:
+                return Repaired(done.model, repair_row((), self.kind, 0))
+            model, fitted = self._refitted(self.twin.view(view), twin.model, (), stage)
+            model = self.twin.returned(done.model, twin, model)
+        batches = 0 if self.kind in DATA_FREE else len(self.batches)
+        return Repaired(model, repair_row(fitted, self.kind, batches))
+
+    def _refitted(
+        self, view: View, slim: ModelProto, weights: Sequence[Stored], stage: Stage
+    ) -> tuple[ModelProto, Sequence[Fitted]]:
+        if self.kind in DATA_FREE:
             from onnxprune.repair.closed import closed_form
 
-            model, closed = closed_form(
-                view, done.model, done.weights, weights_too=self.kind == "closed", tell=stage
-            )
-            return Repaired(model, repair_row(closed, self.kind, 0))
+            return closed_form(view, slim, weights, weights_too=self.kind == "closed", tell=stage)
         from onnxprune.repair.linear import RECIPES, refit
 
         how = partial(
@@ -131,12 +150,8 @@ class Repairer:
             recipe=RECIPES["full" if self.kind == "synthetic" else self.kind],
         )  # fmt: skip
         if self.stand_in is not None:
-            model, fitted = self.stand_in.repaired(
-                view, done.model, done.weights, self.batches, how
-            )
-        else:
-            model, fitted = how(view, done.model, done.weights, self.batches)
-        return Repaired(model, repair_row(fitted, self.kind, len(self.batches)))
+            return self.stand_in.repaired(view, slim, weights, self.batches, how)
+        return how(view, slim, weights, self.batches)
 
 
 def kind_of(repair: str, has_samples: bool) -> str:
@@ -156,9 +171,10 @@ def kind_of(repair: str, has_samples: bool) -> str:
 
 def repairer(
     kind: str, analysis: Analysis, calib: Sequence[Feeds], seed: int, memory: int,
-    images: Images | None, stage: Stage,
+    images: Images | None, stage: Stage, twin: Floating | None,
 ) -> Repairer | None:  # fmt: skip
-    """What repairs a run's slim models by a kind; None for the kind ''.
+    """What repairs a run's slim models by a kind; None for the kind ''. Where the original is
+    quantised, `twin` stands for it.
 
     Raises:
         UsageError: synthetic images, and the model takes none. Unreadable: it can't be run.
@@ -166,12 +182,13 @@ def repairer(
     if not kind:
         return None
     if kind != "synthetic":
-        return Repairer(kind, calib if kind in ("bias", "linear", "full") else (), None, seed,
-                        memory)  # fmt: skip
+        batches = () if kind in DATA_FREE else calib
+        return Repairer(kind, batches, None, seed, memory, twin)
     from onnxprune.repair.batchnorm import stand_in
     from onnxprune.repair.synthetic import synthetic_batches
 
     stage("drawing synthetic images")
-    batches = synthetic_batches(analysis.facts, None, seed, images)
-    found = stand_in(analysis.facts, batches, memory=memory, tell=stage)
-    return Repairer(kind, batches, found, seed, memory)
+    facts = analysis.facts if twin is None else twin.solution.facts
+    drawn = synthetic_batches(facts, None, seed, images)
+    found = stand_in(facts, drawn, memory=memory, tell=stage)
+    return Repairer(kind, drawn, found, seed, memory, twin)

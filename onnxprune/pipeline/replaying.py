@@ -20,6 +20,7 @@ from onnxprune.graph.files import fingerprint
 from onnxprune.graph.model import normalise
 from onnxprune.pipeline.analysis import Analysis, AnyModel, Sizes, found_facts, source_of
 from onnxprune.pipeline.clock import quiet
+from onnxprune.pipeline.floating import floating
 from onnxprune.pipeline.repairing import MEMORY, repairer
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def apply(
         if kind in ("bias", "linear", "full") and not calib:
             raise UsageError("the plan was repaired", hint="--calib with the same samples")
         seed = plan.options.get("seed", 0)
-        how = repairer(kind, analysis, calib or (), seed, memory, images, quiet)
+        twin = floating(analysis, Sizes(plan.analysis.dims, plan.analysis.shapes))
+        how = repairer(kind, analysis, calib or (), seed, memory, images, quiet, twin)
         assert how is not None
         return how.repaired(view, cut(view)).model
     if plan.options.get("dead"):

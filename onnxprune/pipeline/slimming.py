@@ -19,6 +19,7 @@ from onnxprune.pipeline.aligning import aligned
 from onnxprune.pipeline.analysis import ANY_SIZES, AnyModel, Sizes, analyze, source_of
 from onnxprune.pipeline.caution import settled
 from onnxprune.pipeline.clock import Clock, Stage, quiet
+from onnxprune.pipeline.floating import floating
 from onnxprune.pipeline.outcome import Result, report_of
 from onnxprune.pipeline.repairing import (
     MEMORY,
@@ -141,9 +142,10 @@ def slim(
     if evaluation is not None:
         options["metric"] = evaluation.name
     with clock("prepare", "preparing the repair"):
+        twin = floating(analysis, sizes) if kind or calib or criterion == "moments" else None
         # Without a repair there is still something to rank with.
         ranks = repairer(kind or ("linear" if calib else ""), analysis, calib or (), seed, memory,
-                         images, stage)  # fmt: skip
+                         images, stage, twin)  # fmt: skip
     run = Run(
         analysis, clock, options, provider=provider, seed=seed,
         samples=Samples(calib or (), held_out), repairer=ranks if kind else None,
@@ -154,7 +156,7 @@ def slim(
         if criterion == "obs" and ranks is not None:
             ranked = ranks.ranked(analysis, ranked_share(request), stage)
         elif criterion == "moments":
-            ranked = ranked_by_moments(analysis, ranked_share(request))
+            ranked = ranked_by_moments(analysis, ranked_share(request), twin)
         else:
             ranked = ranked_by(analysis, criterion, seed, scores, calib)
     run = replace(run, ranked=ranked)

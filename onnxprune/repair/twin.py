@@ -1,0 +1,476 @@
+"""The float twin of a quantised model: what it computes, but for rounding, on weights that can be
+refitted.
+
+Three ways of storing eight bits are undone, each node in its place and values under their names:
+
+* DequantizeLinear behind stored codes is the float it makes; on activations, QuantizeLinear and
+  DequantizeLinear are nothing, or a Clip where the quantiser stands for a rectifier;
+* QLinearConv, QLinearMatMul, QGemm, QLinearAdd and their kin are the float operator;
+* DynamicQuantizeLinear, ConvInteger or MatMulInteger, Cast, Mul by the scales (and Add of a bias,
+  for a convolution) are one Conv or MatMul.
+
+`repair.requantise` takes refitted weights back into the file's own codes and scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import NodeProto, helper, numpy_helper
+
+from onnxprune.graph.files import read_tensor
+from onnxprune.graph.model import captured
+from onnxprune.graph.tensors import add_tensor
+from onnxprune.repair.cone import stored
+
+MS = "com.microsoft"
+CODES = (2, 3, 4, 5, 6)
+"""Element types that weights and biases are quantised to: (u)int8, (u)int16, int32."""
+
+Place = tuple[str, int]
+"""Where a file holds a tensor: the first output of a node, and which of its inputs."""
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A float of the twin that the file stores as round(x / scale) + zero."""
+
+    codes: Place
+    scale: Place | None
+    """None where a product of other scales is meant: see `bias_of`."""
+    zero: Place | None = None
+    axis: int | None = None
+    """Of the scales; None for a single one."""
+    input_scale: Place | None = None
+    """For a bias: the scale of what its layer reads. Its own is that times the weight's."""
+    bias_of: str = ""
+    """For a bias: the twin's name of the weight."""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A float of the twin that the file stores as it is, in another shape."""
+
+    place: Place
+
+
+@dataclass(frozen=True, eq=False)
+class Twin:
+    """A float model and, by tensor, where the quantised file holds what it stands for. Tensors that
+    are not in it are the same in both.
+    """
+
+    model: onnx.ModelProto
+    links: Mapping[str, Codes | Moved]
+
+
+class Unsupported(Exception):
+    """The model computes with codes in a way that has no float twin."""
+
+
+def has_codes(model: onnx.ModelProto) -> bool:
+    """Whether weights of the main graph are read as codes."""
+    wanted = {"DequantizeLinear", "QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger",
+              "MatMulInteger"}  # fmt: skip
+    return any(n.op_type in wanted for n in model.graph.node)
+
+
+def twin_of(model: onnx.ModelProto, folder: Path | None) -> Twin | None:
+    """The float twin; None where there is none, or nothing in it was quantised.
+
+    Raises:
+        Unreadable: stored weights can't be read.
+    """
+    if not has_codes(model):
+        return None
+    try:
+        builder = _Builder(model, folder)
+        for node in model.graph.node:
+            builder.visit(node)
+        return builder.finish() if builder.links else None
+    except Unsupported:
+        return None
+
+
+def dequantised(
+    codes: np.ndarray, scale: np.ndarray, zero: np.ndarray | None, axis: int | None
+) -> np.ndarray:
+    """(codes - zero) * scale, in the scale's type."""
+    spread = along(scale, axis, codes.ndim)
+    shifted = codes.astype(np.float64)
+    if zero is not None:
+        shifted = shifted - along(zero, axis, codes.ndim).astype(np.float64)
+    return np.asarray(shifted * spread.astype(np.float64), scale.dtype)
+
+
+def along(values: np.ndarray, axis: int | None, rank: int) -> np.ndarray:
+    """Scales or zero points, shaped to meet codes of this rank."""
+    if axis is None or values.size == 1:
+        return values.reshape((1,) * rank)
+    return values.reshape([-1 if k == axis else 1 for k in range(rank)])
+
+
+@dataclass(frozen=True)
+class _Dynamic:
+    """A layer on dynamically quantised activations."""
+
+    layer: NodeProto
+    x: str
+    """The float that is quantised."""
+    scale: Place
+    out: str
+    """The float that the scaled result is."""
+    bias: Place | None
+    skip: tuple[NodeProto, ...]
+    """Nodes that it stands for, but the last."""
+    last: NodeProto
+
+
+@dataclass
+class _Builder:
+    model: onnx.ModelProto
+    folder: Path | None
+    links: dict[str, Codes | Moved] = field(default_factory=dict)
+    nodes: list[NodeProto] = field(default_factory=list)
+    floats: dict[str, np.ndarray] = field(default_factory=dict)
+    """Stored tensors of the twin."""
+    same: dict[str, str] = field(default_factory=dict)
+    """Values that another one stands for."""
+    was_codes: set[str] = field(default_factory=set)
+    """Values that are codes in the file and floats here."""
+    scale_of: dict[str, Place] = field(default_factory=dict)
+    """Where the scale of a float stands that was dequantised."""
+
+    def __post_init__(self) -> None:
+        graph = self.model.graph
+        self.tensors = stored(self.model)
+        self.made = {o: n for n in graph.node for o in n.output if o}
+        self.users: dict[str, list[NodeProto]] = {}
+        for n in graph.node:
+            for i in n.input:
+                self.users.setdefault(i, []).append(n)
+        self.held = {o.name for o in graph.output}
+        self.held |= {name for n in graph.node for name in captured(n)}
+        found = [d for n in graph.node if (d := self._dynamic(n)) is not None]
+        self.dynamic = {id(d.last): d for d in found}
+        self.skipped = {id(n) for d in found for n in d.skip}
+
+    # The pieces of a twin
+
+    def visit(self, node: NodeProto) -> None:
+        if id(node) in self.skipped:
+            return
+        if id(node) in self.dynamic:
+            self._undo_dynamic(self.dynamic[id(node)])
+        elif node.op_type == "QuantizeLinear":
+            self._quantise(node)
+        elif node.op_type == "DequantizeLinear":
+            self._dequantise(node)
+        elif (node.domain, node.op_type) in _UNDO:
+            _UNDO[node.domain, node.op_type](self, node)
+            self.was_codes.add(node.output[0])
+        else:
+            self._keep(node)
+
+    def _keep(self, node: NodeProto) -> None:
+        copy = NodeProto()
+        copy.CopyFrom(node)
+        copy.input[:] = [self.same.get(i, i) for i in node.input]
+        self.nodes.append(copy)
+        if any(i in self.was_codes for i in node.input):
+            self.was_codes.update(o for o in node.output if o)
+            if node.op_type in ("Cast", "ConvInteger", "MatMulInteger"):
+                raise Unsupported
+        weight = self.links.get(node.input[1]) if node.op_type in ("Conv", "Gemm") else None
+        if not isinstance(weight, Codes):
+            return
+        bias = node.input[2] if len(node.input) > 2 else ""
+        if bias:
+            self._tie(bias, node, weight)
+        else:
+            copy.input[:] = [*copy.input[:2], self._no_bias(node, node.output[0], node.input[1])]
+
+    def _tie(self, bias: str, node: NodeProto, weight: Codes) -> None:
+        """Note where the scale of a layer's bias follows from those of what it multiplies."""
+        own, x = self.links.get(bias), self.scale_of.get(node.input[0])
+        if isinstance(own, Codes) and x is not None and own.scale is not None:
+            product = self._value(x).ravel() * self._value(weight.scale).ravel()
+            if np.allclose(product, self._value(own.scale).ravel(), rtol=1e-3):
+                self.links[bias] = replace(own, input_scale=x, bias_of=node.input[1])
+
+    def _no_bias(self, node: NodeProto, out: str, weight: str) -> str:
+        """A bias that can't be changed, for a layer that can't be given one in the file."""
+        dims, dtype = self.floats[weight].shape, self.floats[weight].dtype
+        width = dims[1] if "Gemm" in node.op_type and not _flag(node, "transB") else dims[0]
+        name = self._store(f"{out}/no_bias", np.zeros(width, dtype))
+        # what two nodes read is left alone
+        self.nodes.append(helper.make_node("Identity", [name], [f"{name}/read"]))
+        return name
+
+    def _store(self, name: str, values: np.ndarray) -> str:
+        self.floats[name] = values
+        return name
+
+    def _value(self, place: Place | None) -> np.ndarray:
+        """What the file stores at a place."""
+        name = "" if place is None else self._name(place)
+        if name not in self.tensors:
+            raise Unsupported
+        return read_tensor(self.tensors[name], self.folder)
+
+    def _name(self, place: Place) -> str:
+        inputs = self.made[place[0]].input
+        return str(inputs[place[1]]) if len(inputs) > place[1] else ""
+
+    def _codes(self, name: str, codes: Place, scale: Place, zero: Place, axis: int) -> str:
+        """Store the float behind codes under a name."""
+        values, spread = self._value(codes), self._value(scale)
+        has_zero = self._name(zero) != ""
+        if values.dtype.kind not in "iu" or values.dtype.itemsize > 4 or spread.ndim > 1:
+            raise Unsupported
+        one = axis % max(1, values.ndim) if spread.size > 1 else None
+        if one is not None and values.shape[one] != spread.size:
+            raise Unsupported
+        shift = self._value(zero) if has_zero else None
+        self.links[name] = Codes(codes, scale, zero if has_zero else None, one)
+        return self._store(name, dequantised(values, spread, shift, one))
+
+    def _operand(self, node: NodeProto, k: int) -> str:
+        """A quantised operand with its scale and zero point behind it, as a float."""
+        name, out = node.input[k], node.output[0]
+        if name in self.tensors:
+            axis = 1 if node.op_type == "QLinearMatMul" else 0
+            if node.op_type == "QGemm":
+                axis = 0 if _flag(node, "transB") else 1
+            made = f"{out}/operand_{k}"
+            return self._codes(made, (out, k), (out, k + 1), (out, k + 2), axis)
+        if name in self.was_codes:
+            return self.same.get(name, name)
+        made = f"{out}/operand_{k}"  # codes from outside
+        self._emit("DequantizeLinear", [name, *node.input[k + 1 : k + 3]], made)
+        return made
+
+    def _emit(
+        self, op: str, inputs: Sequence[str], out: str, node: NodeProto | None = None
+    ) -> None:
+        """Add a node, with the attributes of another."""
+        copy = helper.make_node(op, list(inputs), [out], name=out)
+        for a in node.attribute if node is not None else ():
+            if a.name not in ("channels_last",):
+                copy.attribute.append(a)
+        self.nodes.append(copy)
+
+    def _stands_for(self, old: str, new: str) -> None:
+        """One value for another; where the other's name is held, a node between them."""
+        if old in self.held:
+            self._emit("Identity", [new], old)
+        else:
+            self.same[old] = new
+
+    def _top(self, scale: Place, zero: Place) -> np.ndarray | None:
+        """The largest float of a quantiser whose codes start at 0: it is a rectifier. Else None."""
+        spread = self._value(scale)
+        shift = self._value(zero) if self._name(zero) else np.zeros((), np.uint8)
+        if shift.dtype.kind not in "iu":
+            raise Unsupported
+        limits = np.iinfo(shift.dtype)
+        if (shift != limits.min).any():
+            return None
+        return np.asarray((limits.max - limits.min) * spread.max(), spread.dtype)
+
+    def _clip(self, x: str, out: str, top: np.ndarray) -> None:
+        low = self._store(f"{out}/low", np.zeros((), top.dtype))
+        self._emit("Clip", [x, low, self._store(f"{out}/high", top)], out)
+
+    def _emit_into(self, op: str, inputs: Sequence[str], node: NodeProto, end: int) -> None:
+        """Add what an operator on codes computes; its output's scale is operand `end`."""
+        out = node.output[0]
+        top = self._top((out, end), (out, end + 1))
+        made = out if top is None else f"{out}/exact"
+        self._emit(op, inputs, made, node)
+        if top is not None:
+            self._clip(made, out, top)
+
+    def _quantise(self, node: NodeProto) -> None:
+        x, out = node.input[0], node.output[0]
+        if x in self.tensors:
+            raise Unsupported
+        top, x = self._top((out, 1), (out, 2)), self.same.get(x, x)
+        if top is None:
+            self._stands_for(out, x)
+        else:
+            self._clip(x, out, top)
+        self.was_codes.add(out)
+
+    def _dequantise(self, node: NodeProto) -> None:
+        x, out = node.input[0], node.output[0]
+        if x in self.was_codes:
+            self._stands_for(out, self.same.get(x, x))
+            self.scale_of[out] = (out, 1)
+        elif x in self.tensors and self._is_plain(node):
+            axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+            self._codes(out, (out, 0), (out, 1), (out, 2), axis)
+        else:
+            self._keep(node)
+            self.scale_of[out] = (out, 1)
+
+    def _is_plain(self, node: NodeProto) -> bool:
+        """Codes that can be taken back: whole bytes, with a scale for all or for each channel."""
+        scale = self.tensors.get(node.input[1])
+        if scale is None or len(scale.dims) > 1 or _flag(node, "block_size"):
+            return False
+        return self.tensors[node.input[0]].data_type in CODES and node.output[0] not in self.held
+
+    # Operators on codes
+
+    def _layer(self, node: NodeProto, op: str, end: int, bias: int | None = None) -> None:
+        """QLinearConv, QLinearMatMul, QGemm: x and w with their scales, perhaps a bias."""
+        out = node.output[0]
+        x, w = self._operand(node, 0), self._operand(node, 3)
+        inputs = [x, w]
+        if bias is not None and self._name((out, bias)):
+            scale = self._value((out, 1)).ravel() * self._value((out, 4)).ravel()
+            values = self._value((out, bias)).astype(np.float64) * scale
+            name = self._store(f"{out}/bias", values.astype(self.floats[w].dtype))
+            self.links[name] = Codes((out, bias), None, input_scale=(out, 1), bias_of=w)
+            inputs.append(name)
+        elif bias is not None:
+            inputs.append(self._no_bias(node, out, w))
+        self._emit_into(op, inputs, node, end)
+
+    def _sum(self, node: NodeProto, op: str) -> None:
+        """QLinearAdd, QLinearMul."""
+        self._emit_into(op, [self._operand(node, 0), self._operand(node, 3)], node, 6)
+
+    def _one(self, node: NodeProto, op: str) -> None:
+        """QLinearSigmoid and others of one operand."""
+        if _flag(node, "channels_last"):
+            raise Unsupported
+        self._emit_into(op, [self._operand(node, 0)], node, 3)
+
+    def _concat(self, node: NodeProto) -> None:
+        parts = [self._operand(node, k) for k in range(2, len(node.input), 3)]
+        self._emit_into("Concat", parts, node, 0)
+
+    # Dynamic quantisation
+
+    def _only_user(self, value: str) -> NodeProto | None:
+        users = self.users.get(value, [])
+        return users[0] if len(users) == 1 and value not in self.held else None
+
+    def _dynamic(self, node: NodeProto) -> _Dynamic | None:
+        """The layer that an integer operator is part of, if it is."""
+        if node.op_type not in ("ConvInteger", "MatMulInteger"):
+            return None
+        source = self.made.get(node.input[0])
+        if source is None or source.op_type != "DynamicQuantizeLinear":
+            return None
+        operands = [node.input[0], *node.input[2:3]]
+        if operands != [source.output[0], source.output[2]] or node.input[1] not in self.tensors:
+            return None
+        cast = self._only_user(node.output[0])
+        if cast is None or cast.op_type != "Cast":
+            return None
+        mul = self._only_user(cast.output[0])
+        if mul is None or mul.op_type != "Mul":
+            return None
+        factor = self.made.get(next((i for i in mul.input if i != cast.output[0]), ""))
+        if factor is None or factor.op_type != "Mul" or source.output[1] not in factor.input:
+            return None
+        other = [k for k, i in enumerate(factor.input) if i != source.output[1]]
+        if len(other) != 1 or factor.input[other[0]] not in self.tensors:
+            return None
+        scale, skip = (factor.output[0], other[0]), (node, cast)
+        found = _Dynamic(node, source.input[0], scale, mul.output[0], None, skip, mul)
+        add = self._only_user(mul.output[0])
+        if node.op_type == "MatMulInteger" or add is None or add.op_type != "Add":
+            return found
+        bias = self._bias_place(add, 1 - list(add.input).index(mul.output[0]), node)
+        if bias is None:
+            return found
+        return _Dynamic(node, source.input[0], scale, add.output[0], bias, (*skip, mul), add)
+
+    def _bias_place(self, add: NodeProto, k: int, conv: NodeProto) -> Place | None:
+        """Where the file stores a convolution's bias, if an Add has one: also behind a Reshape."""
+        name, place = add.input[k], (add.output[0], k)
+        reshape = self.made.get(name)
+        if reshape is not None and reshape.op_type == "Reshape":
+            name, place = reshape.input[0], (reshape.output[0], 0)
+        width = self.tensors[conv.input[1]].dims[0]
+        kept = self.tensors.get(name)
+        size = 0 if kept is None else int(np.prod(kept.dims))
+        alone = len(self.users.get(name, ())) == 1 and len(self.users.get(add.input[k], ())) == 1
+        return place if alone and size == width else None
+
+    def _undo_dynamic(self, d: _Dynamic) -> None:
+        node, axis = d.layer, 0 if d.layer.op_type == "ConvInteger" else 1
+        first = node.output[0]
+        w = self._codes(f"{first}/weight", (first, 1), d.scale, (first, 3), axis)
+        inputs = [self.same.get(d.x, d.x), w]
+        if d.bias is not None:
+            bias = self._store(f"{d.out}/bias", self._value(d.bias).ravel())
+            self.links[bias] = Moved(d.bias)
+            inputs.append(bias)
+        elif axis == 0:
+            inputs.append(self._no_bias(node, d.out, w))
+        self._emit(node.op_type.removesuffix("Integer"), inputs, d.out, node)
+
+    # The whole
+
+    def finish(self) -> Twin:
+        """The model, without what nothing reads any more."""
+        twin = onnx.ModelProto()
+        twin.CopyFrom(self.model)
+        graph = twin.graph
+        keep = _needed(self.nodes, self.held)
+        del graph.node[:], graph.value_info[:]
+        graph.node.extend(keep)
+        reads = {i for n in keep for i in (*n.input, *captured(n))} | self.held
+        names = {t.name for t in graph.initializer}
+        left = [t for t in graph.initializer if t.name in reads and t.name not in self.floats]
+        gone = names - {t.name for t in left}
+        inputs = [i for i in graph.input if i.name not in gone]
+        del graph.initializer[:], graph.input[:]
+        graph.initializer.extend(left)
+        graph.input.extend(inputs)
+        for name, values in self.floats.items():
+            if name in reads:
+                add_tensor(twin, numpy_helper.from_array(np.asarray(values, order="C"), name))
+        for o in graph.output:
+            if o.name in self.was_codes:
+                o.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+        return Twin(twin, {k: v for k, v in self.links.items() if k in reads})
+
+
+def _flag(node: NodeProto, name: str) -> bool:
+    """Whether an integer attribute is there and not 0."""
+    return any(a.name == name and a.i for a in node.attribute)
+
+
+def _needed(nodes: Sequence[NodeProto], outputs: set[str]) -> list[NodeProto]:
+    """Nodes that the outputs need, and those that mark a bias as fixed."""
+    wanted, keep = set(outputs), []
+    for n in reversed(nodes):
+        marks = n.output[0].endswith("/no_bias/read")
+        if marks or any(o in wanted for o in n.output):
+            keep.append(n)
+            wanted |= {*n.input, *captured(n)}
+    return keep[::-1]
+
+
+_UNDO: dict[tuple[str, str], Callable[[_Builder, NodeProto], None]] = {
+    ("", "QLinearConv"): lambda b, n: b._layer(n, "Conv", 6, 8),
+    ("", "QLinearMatMul"): lambda b, n: b._layer(n, "MatMul", 6),
+    (MS, "QGemm"): lambda b, n: b._layer(n, "Gemm", 7, 6),
+    (MS, "QLinearAdd"): lambda b, n: b._sum(n, "Add"),
+    (MS, "QLinearMul"): lambda b, n: b._sum(n, "Mul"),
+    (MS, "QLinearSigmoid"): lambda b, n: b._one(n, "Sigmoid"),
+    (MS, "QLinearLeakyRelu"): lambda b, n: b._one(n, "LeakyRelu"),
+    (MS, "QLinearAveragePool"): lambda b, n: b._one(n, "AveragePool"),
+    (MS, "QLinearGlobalAveragePool"): lambda b, n: b._one(n, "GlobalAveragePool"),
+    (MS, "QLinearConcat"): lambda b, n: b._concat(n),
+}
