@@ -92,7 +92,8 @@ def left_out(case: Case, source: Source, images: np.ndarray, subset: int) -> flo
         in_batches(images[np.sort(chosen)], name, case.batch)
         for chosen in (order[: case.samples], order[case.samples :][:_JUDGES])
     )
-    slim = pipeline.slim(source, calib=mine, verify=False, **shrunk(case.times)).model
+    target = shrunk(case.times)["target"]
+    slim = pipeline.slim(source, target=target, calib=mine, verify=False).model
     before, after = (logits(m, others, source.folder) for m in (source.proto, slim))
     return divergence(before, after)
 

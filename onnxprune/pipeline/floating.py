@@ -16,7 +16,7 @@ from onnxprune.errors import PruneError
 from onnxprune.graph.model import normalise
 from onnxprune.pipeline.analysis import ANY_SIZES, Analysis, Sizes, found_facts
 from onnxprune.repair.requantise import requantised
-from onnxprune.repair.twin import Codes, Twin, twin_of
+from onnxprune.repair.twin import Twin, twin_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +70,10 @@ def _labelled(facts: Facts, twin: Twin, model: Solution) -> Solution:
     own = solve(facts)
     least = np.full(len(own.root), len(model.root), np.int64)
     most = np.full(len(own.root), -1, np.int64)
-    for value, other in _common(facts, twin, model.facts):
+    for value, other, perm in _common(facts, twin, model.facts):
         mine, theirs = facts.axes[value], model.facts.axes[other]
+        if perm:
+            theirs = [theirs[k] for k in perm]
         if [len(v) for v in mine] == [len(v) for v in theirs]:
             for a, b in zip(mine, theirs, strict=True):
                 np.minimum.at(least, own.root[a], model.root[b])
@@ -81,17 +83,17 @@ def _labelled(facts: Facts, twin: Twin, model: Solution) -> Solution:
     return Solution(facts, of[own.root], own.edges)
 
 
-def _common(facts: Facts, twin: Twin, other: Facts) -> Iterator[tuple[str, str]]:
-    """Values of the twin and of the model that have the same channels."""
+def _common(facts: Facts, twin: Twin, other: Facts) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Values of the twin and of the model that have the same channels, and how axes are turned."""
     there = {other.model.in_file(v): v for v in other.axes if v not in other.model.constants}
     nodes = {other.model.in_file(n.outputs[0]): n for n in other.model.graph.nodes if n.outputs}
     for value in facts.axes:
         name = facts.model.in_file(value)
         link = twin.links.get(name)
-        if isinstance(link, Codes):
-            made, k = link.codes
-            codes = nodes[made].inputs[k] if made in nodes else ""
-            if codes in other.axes:
-                yield value, codes
+        if link is not None:
+            made, k = link.place
+            held = nodes[made].inputs[k] if made in nodes else ""
+            if held in other.axes:
+                yield value, held, link.perm
         elif name in there:
-            yield value, there[name]
+            yield value, there[name], ()

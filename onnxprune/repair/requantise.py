@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ from onnx import TensorProto, numpy_helper
 from onnxprune.graph.files import read_tensor, write_tensor
 from onnxprune.graph.tensors import add_tensor
 from onnxprune.repair.cone import readers, stored
-from onnxprune.repair.twin import Codes, Moved, Place, Twin, along
+from onnxprune.repair.twin import Link, Place, Twin, along
 
 
 def requantised(
@@ -21,31 +22,33 @@ def requantised(
 ) -> onnx.ModelProto:
     """A copy of a quantised slim model with the weights that its refitted twin has.
 
-    A weight's scales follow its new range, a bias keeps the scale that its layer's accumulator has;
-    codes that would not fit, and those whose scale others read too, are clipped.
+    A weight's scales follow its new range, unless others read them too: then codes are clipped. A
+    bias has the scale of its layer's accumulator.
 
     Raises:
         Unreadable: stored weights can't be read.
     """
     file = _File(slim, folder)
     old, new = stored(twin.model), stored(refitted)
-    changed = {
-        name: numpy_helper.to_array(new[name]) for name in old
-        if name in new and new[name].raw_data != old[name].raw_data
-    }  # fmt: skip
-    for name, values in changed.items():
+
+    def values(name: str) -> np.ndarray:
+        return numpy_helper.to_array(new[name])
+
+    changed = [n for n in old if n in new and new[n].raw_data != old[n].raw_data]
+    biases = {link.bias_of: name for name, link in twin.links.items() if link.bias_of}
+    tied = {twin.links[n].bias_of for n in changed if n in twin.links} - {""}
+    for name in dict.fromkeys([*changed, *sorted(tied)]):
         link = twin.links.get(name)
         if link is None:
-            file.write(file.tensors[name], values)
-        elif isinstance(link, Moved):
-            file.write(file.at(link.place), values)
+            file.write(file.tensors[name], values(name))
         elif not link.bias_of:
-            _write_codes(file, link, values)
-    for name, link in twin.links.items():  # their scales may have changed though they have not
-        if isinstance(link, Codes) and link.bias_of and {name, link.bias_of} & set(changed):
-            weight = twin.links[link.bias_of]
-            assert isinstance(weight, Codes)
-            _write_bias(file, link, weight, numpy_helper.to_array(new[name]))
+            bias = biases.get(name)
+            if bias is None:
+                _write(file, link, values(name))
+                continue
+            tie = twin.links[bias]
+            _write(file, link, values(name), _least(file, tie, values(bias)), file.own(tie.scales))
+            _write_bias(file, tie, link.scales[0], values(bias))
     _copy_biases(file.model, refitted, set(new) - set(old))
     return file.model
 
@@ -69,9 +72,10 @@ class _File:
     def read(self, place: Place) -> np.ndarray:
         return read_tensor(self.at(place), self.folder)
 
-    def own(self, place: Place) -> bool:
-        """Whether nobody else reads what is stored there."""
-        return readers(self.model, self.made[place[0]].input[place[1]]) == 1
+    def own(self, places: Sequence[Place]) -> bool:
+        """Whether nobody else reads what is stored at these places."""
+        names = [self.made[out].input[k] for out, k in places]
+        return all(readers(self.model, name) == names.count(name) for name in names)
 
     def write(self, tensor: TensorProto, values: np.ndarray) -> None:
         """Other values, in the tensor's own shape and type."""
@@ -80,65 +84,97 @@ class _File:
         tensor.CopyFrom(write_tensor(tensor, new))
 
 
-def _write_codes(file: _File, link: Codes, values: np.ndarray) -> None:
-    """Codes of new values, with scales that reach as far as they do."""
-    assert link.scale is not None
-    old, scale = file.read(link.codes), file.read(link.scale)
-    zero = np.zeros((), np.int64) if link.zero is None else file.read(link.zero)
-    shift = along(zero.astype(np.int64), link.axis, old.ndim)
-    if file.own(link.scale):
-        scale = _scales(values.astype(np.float64), old, shift, scale, link.axis)
-        file.write(file.at(link.scale), scale)
-    file.write(file.at(link.codes), _rounded(values, along(scale, link.axis, old.ndim), shift, old))
+def _least(file: _File, bias: Link, values: np.ndarray) -> np.ndarray:
+    """(outputs,) the finest scales of a weight with which its layer's bias fits its codes."""
+    assert bias.input_scale is not None
+    most = np.iinfo(file.read(bias.place).dtype).max // 2
+    x = file.read(bias.input_scale).astype(np.float64).ravel()
+    return np.abs(values.astype(np.float64)).ravel() / (x * most)
+
+
+def _write(
+    file: _File, link: Link, values: np.ndarray, least: np.ndarray | None = None, free: bool = True
+) -> None:
+    """New values as the file stores them; unless their scales are not `free`, these reach as far as
+    the values do, and none is finer than `least`.
+    """
+    if link.perm:
+        values = values.transpose(np.argsort(link.perm))
+    old = file.read(link.place)
+    if not link.scales:
+        file.write(file.at(link.place), values)
+        return
+    scale, zero = file.read(link.scales[0]), np.zeros((), old.dtype)
+    if link.zero is not None:
+        zero = file.read(link.zero)
+    codes = Range(zero.dtype, along(zero.astype(np.int64), link.axis, old.ndim))
+    if free and file.own(link.scales):
+        steps = along(scale, link.axis, old.ndim)
+        used = old if old.dtype.kind in "iu" else codes.rounded(old, steps)
+        scale = _scales(values.astype(np.float64), used, codes, scale, link.axis)
+        if least is not None:
+            least = least.max() if scale.size == 1 else least.reshape(scale.shape)
+            scale = np.maximum(scale, least.astype(scale.dtype))
+        for place in link.scales:
+            file.write(file.at(place), scale)
+    if old.dtype.kind in "iu":
+        values = codes.rounded(values, along(scale, link.axis, old.ndim))
+    file.write(file.at(link.place), values)
+
+
+@dataclass(frozen=True, eq=False)
+class Range:
+    """What codes can be: their type, and zero points shaped to meet them."""
+
+    dtype: np.dtype[Any]
+    zero: np.ndarray
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        found = np.iinfo(self.dtype)
+        return int(found.min), int(found.max)
+
+    def rounded(self, values: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        codes = np.rint(values.astype(np.float64) / scale.astype(np.float64)) + self.zero
+        return np.asarray(np.clip(codes, *self.limits), self.dtype)
 
 
 def _scales(
-    values: np.ndarray, old: np.ndarray, shift: np.ndarray, scale: np.ndarray, axis: int | None
+    values: np.ndarray, used: np.ndarray, codes: Range, scale: np.ndarray, axis: int | None
 ) -> np.ndarray:
     """The finest scales, in the shape and type of the old ones, with which values fit the codes.
 
-    Codes that keep to half of their range do so for processors whose products would overflow.
+    Where the `used` codes keep to half of their range, so do the new ones: that is for processors
+    whose sums would overflow.
     """
-    limits = np.iinfo(old.dtype)
-    quarter = (int(limits.max) + 1 - int(limits.min)) // 4
-    half = np.abs(old.astype(np.int64) - shift).max(initial=0) <= quarter
-    up, down = (np.abs(np.asarray(end, np.int64) - shift) for end in (limits.max, limits.min))
-    if (shift == 0).all() and limits.min < 0:
-        down = up  # -128 is left out, as it has no opposite
-    others = tuple(k for k in range(values.ndim) if k != axis)
-    if scale.size == 1:
-        others = tuple(range(values.ndim))
+    low, high = codes.limits
+    half = np.abs(used.astype(np.int64) - codes.zero).max(initial=0) <= (high + 1 - low) // 4
+    up, down = high - codes.zero, codes.zero - low
+    if (codes.zero == 0).all() and low < 0:
+        down = up  # the lowest code has no opposite, and is left out
     with np.errstate(divide="ignore", invalid="ignore"):
         need = np.maximum(
             np.where(up > 0, np.maximum(values, 0) / up, 0),
             np.where(down > 0, np.maximum(-values, 0) / down, 0),
         )
+    others = tuple(k for k in range(values.ndim) if scale.size == 1 or k != axis)
     reach = need.max(axis=others, initial=0) * (2 if half else 1)
     found = reach.reshape(scale.shape).astype(scale.dtype)
     return np.asarray(np.where(found > 0, found, scale))
 
 
-def _rounded(
-    values: np.ndarray, scale: np.ndarray, shift: np.ndarray, old: np.ndarray
-) -> np.ndarray:
-    limits = np.iinfo(old.dtype)
-    codes = np.rint(values.astype(np.float64) / scale.astype(np.float64)) + shift
-    return np.asarray(np.clip(codes, limits.min, limits.max).astype(old.dtype))
-
-
-def _write_bias(file: _File, link: Codes, weight: Codes, values: np.ndarray) -> None:
+def _write_bias(file: _File, link: Link, weight: Place, values: np.ndarray) -> None:
     """Codes of a bias, in the units of its layer's accumulator."""
-    assert weight.scale is not None
     assert link.input_scale is not None
-    product = file.read(link.input_scale).ravel() * file.read(weight.scale).ravel()
-    if link.scale is not None:
-        have = file.read(link.scale)
-        if product.size == have.size and file.own(link.scale):
-            file.write(file.at(link.scale), product)
-        product = file.read(link.scale).ravel()
-    old = file.read(link.codes)
-    zero = np.zeros(1) if link.zero is None else file.read(link.zero).astype(np.float64).ravel()
-    file.write(file.at(link.codes), _rounded(values.ravel(), product, zero, old.ravel()))
+    product = file.read(link.input_scale).ravel() * file.read(weight).ravel()
+    if link.scales:
+        if file.own(link.scales):
+            file.write(file.at(link.scales[0]), product)
+        product = file.read(link.scales[0]).ravel()
+    old = file.read(link.place)
+    zero = np.zeros(1, old.dtype) if link.zero is None else file.read(link.zero).ravel()
+    codes = Range(old.dtype, zero.astype(np.int64))
+    file.write(file.at(link.place), codes.rounded(values.ravel(), product))
 
 
 def _copy_biases(model: onnx.ModelProto, refitted: onnx.ModelProto, names: set[str]) -> None:

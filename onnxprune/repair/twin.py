@@ -1,11 +1,13 @@
-"""The float twin of a quantised model: what it computes, but for rounding, on weights that can be
-refitted.
+"""The float twin of a quantised model: what it computes, but for rounding, with weights as layers
+read them, so that they can be refitted.
 
-Three ways of storing eight bits are undone, each node in its place and values under their names:
+What stands between stored weights and layers is undone, and values keep their names:
 
-* DequantizeLinear behind stored codes is the float it makes; on activations, QuantizeLinear and
-  DequantizeLinear are nothing, or a Clip where the quantiser stands for a rectifier;
+* DequantizeLinear behind stored codes is the float it makes, and so are both behind a stored float;
+  on activations, QuantizeLinear and DequantizeLinear are nothing, or a Clip where the quantiser
+  stands for a rectifier;
 * QLinearConv, QLinearMatMul, QGemm, QLinearAdd and their kin are the float operator;
+* Transpose of a stored weight is the weight it makes;
 * DynamicQuantizeLinear, ConvInteger or MatMulInteger, Cast, Mul by the scales (and Add of a bias,
   for a convolution) are one Conv or MatMul.
 
@@ -30,32 +32,32 @@ from onnxprune.repair.cone import stored
 MS = "com.microsoft"
 CODES = (2, 3, 4, 5, 6)
 """Element types that weights and biases are quantised to: (u)int8, (u)int16, int32."""
+_QUANTISED = frozenset(
+    "DequantizeLinear QLinearConv QLinearMatMul QGemm ConvInteger MatMulInteger".split()
+)
 
 Place = tuple[str, int]
 """Where a file holds a tensor: the first output of a node, and which of its inputs."""
 
 
 @dataclass(frozen=True)
-class Codes:
-    """A float of the twin that the file stores as round(x / scale) + zero."""
+class Link:
+    """Where a file holds what a float of the twin stands for: as codes, that is as
+    round(x / scale) + zero, or as floats, which may be rounded to codes when they are used.
+    """
 
-    codes: Place
-    scale: Place | None
-    """None where a product of other scales is meant: see `bias_of`."""
+    place: Place
+    scales: tuple[Place, ...] = ()
+    """All places of the scale."""
     zero: Place | None = None
     axis: int | None = None
-    """Of the scales; None for a single one."""
+    """Of the scales, in the file's shape; None for a single one."""
+    perm: tuple[int, ...] = ()
+    """The axes of the file's tensor in the twin's order, if they are turned."""
     input_scale: Place | None = None
     """For a bias: the scale of what its layer reads. Its own is that times the weight's."""
     bias_of: str = ""
     """For a bias: the twin's name of the weight."""
-
-
-@dataclass(frozen=True)
-class Moved:
-    """A float of the twin that the file stores as it is, in another shape."""
-
-    place: Place
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,18 +67,20 @@ class Twin:
     """
 
     model: onnx.ModelProto
-    links: Mapping[str, Codes | Moved]
+    links: Mapping[str, Link]
 
 
 class Unsupported(Exception):
     """The model computes with codes in a way that has no float twin."""
 
 
-def has_codes(model: onnx.ModelProto) -> bool:
-    """Whether weights of the main graph are read as codes."""
-    wanted = {"DequantizeLinear", "QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger",
-              "MatMulInteger"}  # fmt: skip
-    return any(n.op_type in wanted for n in model.graph.node)
+def hides_weights(model: onnx.ModelProto) -> bool:
+    """Whether something stands between the weights of the main graph and the layers."""
+    tensors = stored(model)
+    return any(
+        n.op_type in _QUANTISED or (n.op_type == "Transpose" and n.input[0] in tensors)
+        for n in model.graph.node
+    )
 
 
 def twin_of(model: onnx.ModelProto, folder: Path | None) -> Twin | None:
@@ -85,7 +89,7 @@ def twin_of(model: onnx.ModelProto, folder: Path | None) -> Twin | None:
     Raises:
         Unreadable: stored weights can't be read.
     """
-    if not has_codes(model):
+    if not hides_weights(model):
         return None
     try:
         builder = _Builder(model, folder)
@@ -134,7 +138,7 @@ class _Dynamic:
 class _Builder:
     model: onnx.ModelProto
     folder: Path | None
-    links: dict[str, Codes | Moved] = field(default_factory=dict)
+    links: dict[str, Link] = field(default_factory=dict)
     nodes: list[NodeProto] = field(default_factory=list)
     floats: dict[str, np.ndarray] = field(default_factory=dict)
     """Stored tensors of the twin."""
@@ -170,6 +174,8 @@ class _Builder:
             self._quantise(node)
         elif node.op_type == "DequantizeLinear":
             self._dequantise(node)
+        elif node.op_type == "Transpose" and self._transpose(node):
+            return
         elif (node.domain, node.op_type) in _UNDO:
             _UNDO[node.domain, node.op_type](self, node)
             self.was_codes.add(node.output[0])
@@ -186,7 +192,7 @@ class _Builder:
             if node.op_type in ("Cast", "ConvInteger", "MatMulInteger"):
                 raise Unsupported
         weight = self.links.get(node.input[1]) if node.op_type in ("Conv", "Gemm") else None
-        if not isinstance(weight, Codes):
+        if weight is None or not weight.scales:
             return
         bias = node.input[2] if len(node.input) > 2 else ""
         if bias:
@@ -194,12 +200,13 @@ class _Builder:
         else:
             copy.input[:] = [*copy.input[:2], self._no_bias(node, node.output[0], node.input[1])]
 
-    def _tie(self, bias: str, node: NodeProto, weight: Codes) -> None:
+    def _tie(self, bias: str, node: NodeProto, weight: Link) -> None:
         """Note where the scale of a layer's bias follows from those of what it multiplies."""
         own, x = self.links.get(bias), self.scale_of.get(node.input[0])
-        if isinstance(own, Codes) and x is not None and own.scale is not None:
-            product = self._value(x).ravel() * self._value(weight.scale).ravel()
-            if np.allclose(product, self._value(own.scale).ravel(), rtol=1e-3):
+        if own is not None and own.scales and x is not None:
+            product = self._value(x).ravel() * self._value(weight.scales[0]).ravel()
+            mine = self._value(own.scales[0]).ravel()
+            if product.size == mine.size and np.allclose(product, mine, rtol=1e-3):
                 self.links[bias] = replace(own, input_scale=x, bias_of=node.input[1])
 
     def _no_bias(self, node: NodeProto, out: str, weight: str) -> str:
@@ -215,9 +222,9 @@ class _Builder:
         self.floats[name] = values
         return name
 
-    def _value(self, place: Place | None) -> np.ndarray:
+    def _value(self, place: Place) -> np.ndarray:
         """What the file stores at a place."""
-        name = "" if place is None else self._name(place)
+        name = self._name(place)
         if name not in self.tensors:
             raise Unsupported
         return read_tensor(self.tensors[name], self.folder)
@@ -226,9 +233,9 @@ class _Builder:
         inputs = self.made[place[0]].input
         return str(inputs[place[1]]) if len(inputs) > place[1] else ""
 
-    def _codes(self, name: str, codes: Place, scale: Place, zero: Place, axis: int) -> str:
+    def _codes(self, name: str, place: Place, scale: Place, zero: Place, axis: int) -> str:
         """Store the float behind codes under a name."""
-        values, spread = self._value(codes), self._value(scale)
+        values, spread = self._value(place), self._value(scale)
         has_zero = self._name(zero) != ""
         if values.dtype.kind not in "iu" or values.dtype.itemsize > 4 or spread.ndim > 1:
             raise Unsupported
@@ -236,13 +243,17 @@ class _Builder:
         if one is not None and values.shape[one] != spread.size:
             raise Unsupported
         shift = self._value(zero) if has_zero else None
-        self.links[name] = Codes(codes, scale, zero if has_zero else None, one)
+        self.links[name] = Link(place, (scale,), zero if has_zero else None, one)
         return self._store(name, dequantised(values, spread, shift, one))
+
+    def _is_alone(self, name: str) -> bool:
+        """Whether a tensor is stored for one node only."""
+        return name in self.tensors and len(self.users.get(name, ())) == 1 and name not in self.held
 
     def _operand(self, node: NodeProto, k: int) -> str:
         """A quantised operand with its scale and zero point behind it, as a float."""
         name, out = node.input[k], node.output[0]
-        if name in self.tensors:
+        if self._is_alone(name):
             axis = 1 if node.op_type == "QLinearMatMul" else 0
             if node.op_type == "QGemm":
                 axis = 0 if _flag(node, "transB") else 1
@@ -250,7 +261,7 @@ class _Builder:
             return self._codes(made, (out, k), (out, k + 1), (out, k + 2), axis)
         if name in self.was_codes:
             return self.same.get(name, name)
-        made = f"{out}/operand_{k}"  # codes from outside
+        made = f"{out}/operand_{k}"  # codes that others read too, or that come from outside
         self._emit("DequantizeLinear", [name, *node.input[k + 1 : k + 3]], made)
         return made
 
@@ -297,8 +308,9 @@ class _Builder:
 
     def _quantise(self, node: NodeProto) -> None:
         x, out = node.input[0], node.output[0]
-        if x in self.tensors:
-            raise Unsupported
+        if self._is_alone(x):
+            self._round(node)
+            return
         top, x = self._top((out, 1), (out, 2)), self.same.get(x, x)
         if top is None:
             self._stands_for(out, x)
@@ -306,14 +318,55 @@ class _Builder:
             self._clip(x, out, top)
         self.was_codes.add(out)
 
+    def _round(self, node: NodeProto) -> None:
+        """Store what a quantiser makes of a stored float, as a float."""
+        out, has_zero = node.output[0], len(node.input) > 2 and node.input[2]
+        values, scale = self._value((out, 0)), self._value((out, 1))
+        if not has_zero or scale.ndim > 1 or self._value((out, 2)).dtype.kind not in "iu":
+            raise Unsupported
+        zero, one = self._value((out, 2)), _axis(node) % values.ndim if scale.size > 1 else None
+        steps, limits = along(scale, one, values.ndim).astype(np.float64), np.iinfo(zero.dtype)
+        shift = along(zero, one, values.ndim).astype(np.float64)
+        codes = np.clip(np.rint(values / steps) + shift, limits.min, limits.max)
+        self._store(out, np.asarray((codes - shift) * steps, values.dtype))
+        self.links[out] = Link((out, 0), ((out, 1),), (out, 2), one)
+
+    def _follow(self, old: str, new: str, link: Link) -> None:
+        """What was stored under one name is stored under another, of the only node behind it."""
+        if len(self.users[old]) > 1 or old in self.held or new in self.held:
+            raise Unsupported
+        self.links[new] = link
+        self._store(new, self.floats.pop(old))
+        del self.links[old]
+
+    def _transpose(self, node: NodeProto) -> bool:
+        """Store what a Transpose makes of a stored weight; False where that can't be."""
+        x, out = node.input[0], node.output[0]
+        given = next((tuple(a.ints) for a in node.attribute if a.name == "perm"), None)
+        if out in self.held or len(self.users.get(x, ())) != 1:
+            return False
+        if x in self.floats and x in self.links and not self.links[x].perm:
+            perm = given or tuple(range(self.floats[x].ndim))[::-1]
+            self._follow(x, out, replace(self.links[x], perm=perm))
+            self._store(out, self.floats[out].transpose(perm))
+            return True
+        if self._is_alone(x) and self.tensors[x].data_type in (1, 10, 11):
+            values = self._value((out, 0))
+            perm = given or tuple(range(values.ndim))[::-1]
+            self.links[out] = Link((out, 0), perm=perm)
+            self._store(out, values.transpose(perm))
+            return True
+        return False
+
     def _dequantise(self, node: NodeProto) -> None:
         x, out = node.input[0], node.output[0]
         if x in self.was_codes:
             self._stands_for(out, self.same.get(x, x))
             self.scale_of[out] = (out, 1)
-        elif x in self.tensors and self._is_plain(node):
-            axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-            self._codes(out, (out, 0), (out, 1), (out, 2), axis)
+        elif self._is_alone(x) and self._is_plain(node):
+            self._codes(out, (out, 0), (out, 1), (out, 2), _axis(node))
+        elif x in self.links:
+            self._follow(x, out, replace(self.links[x], scales=(*self.links[x].scales, (out, 1))))
         else:
             self._keep(node)
             self.scale_of[out] = (out, 1)
@@ -336,7 +389,7 @@ class _Builder:
             scale = self._value((out, 1)).ravel() * self._value((out, 4)).ravel()
             values = self._value((out, bias)).astype(np.float64) * scale
             name = self._store(f"{out}/bias", values.astype(self.floats[w].dtype))
-            self.links[name] = Codes((out, bias), None, input_scale=(out, 1), bias_of=w)
+            self.links[name] = Link((out, bias), input_scale=(out, 1), bias_of=w)
             inputs.append(name)
         elif bias is not None:
             inputs.append(self._no_bias(node, out, w))
@@ -413,7 +466,7 @@ class _Builder:
         inputs = [self.same.get(d.x, d.x), w]
         if d.bias is not None:
             bias = self._store(f"{d.out}/bias", self._value(d.bias).ravel())
-            self.links[bias] = Moved(d.bias)
+            self.links[bias] = Link(d.bias)
             inputs.append(bias)
         elif axis == 0:
             inputs.append(self._no_bias(node, d.out, w))
@@ -449,6 +502,10 @@ class _Builder:
 def _flag(node: NodeProto, name: str) -> bool:
     """Whether an integer attribute is there and not 0."""
     return any(a.name == name and a.i for a in node.attribute)
+
+
+def _axis(node: NodeProto) -> int:
+    return next((int(a.i) for a in node.attribute if a.name == "axis"), 1)
 
 
 def _needed(nodes: Sequence[NodeProto], outputs: set[str]) -> list[NodeProto]:
