@@ -5,7 +5,7 @@ import pytest
 
 from onnxprune.graph.files import load
 from onnxprune.graph.model import normalise
-from onnxprune.repair.moments import Moments, ridge
+from onnxprune.repair.moments import Moments
 from onnxprune.repair.obs import (
     _costs,
     _greedy,
@@ -106,16 +106,16 @@ def test_ridge_goes_from_least_squares_to_where_it_starts() -> None:
     x, t = _data()
     m, w0 = _moments(x, t), np.random.default_rng(3).standard_normal((7, 3))
     best = np.linalg.lstsq(_with_one(x), t, rcond=None)[0]
-    np.testing.assert_allclose(ridge(m, w0, 1e-12), best, atol=1e-4)
-    np.testing.assert_allclose(ridge(m, w0, 1e9)[:-1], w0[:-1], atol=1e-6)
-    errors = [m.error(ridge(m, w0, s)) for s in (1e-9, 1e-2, 1e-1, 1.0, 10.0)]
+    np.testing.assert_allclose(m.ridge(w0, 1e-12), best, atol=1e-4)
+    np.testing.assert_allclose(m.ridge(w0, 1e9)[:-1], w0[:-1], atol=1e-6)
+    errors = [m.error(m.ridge(w0, s)) for s in (1e-9, 1e-2, 1e-1, 1.0, 10.0)]
     assert errors == sorted(errors)
 
 
 def test_the_bias_is_free() -> None:
     x, t = _data()
     m, w0 = _moments(x, t), np.random.default_rng(3).standard_normal((7, 3))
-    held = ridge(m, w0, 1e9)
+    held = m.ridge(w0, 1e9)
     np.testing.assert_allclose(held[-1], (t - x @ w0[:-1]).mean(axis=0), atol=1e-4)
 
 
@@ -123,7 +123,7 @@ def test_a_bias_that_can_not_change_is_reckoned_with() -> None:
     x, t = _data()
     m, w0 = _moments(x, t), np.random.default_rng(3).standard_normal((7, 3))
     best = np.linalg.lstsq(x, t - w0[-1], rcond=None)[0]
-    held = ridge(m, w0, 1e-12, free_bias=False)
+    held = m.ridge(w0, 1e-12, free_bias=False)
     np.testing.assert_allclose(held[:-1], best, atol=1e-4)
     np.testing.assert_array_equal(held[-1], w0[-1])
 

@@ -137,9 +137,7 @@ def test_new_weights_come_back_as_the_nearest_codes(
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_repair_keeps_a_quantised_network(
-    way: str, quantised: Callable[[str], Path]
-) -> None:
+def test_repair_keeps_a_quantised_network(way: str, quantised: Callable[[str], Path]) -> None:
     source = load(quantised(way))
     batches = calibration(MODELS / "digits_calib.npz", source, 256)
     test = np.load(MODELS / "digits_test.npz")

@@ -32,6 +32,8 @@ RIDGE = 1e-3
 """Of the channels' mean variance."""
 EXACT = 1e-4
 """Share of the error that may be left where moments are not known well."""
+LARGEST = 1 << 25
+"""Weights of a layer up to which it is corrected in seconds."""
 _STEPS = 48
 """Rounds in which a group's channels go; a large group loses several at a time."""
 
@@ -73,16 +75,17 @@ def closed_form(
     """
     model = onnx.ModelProto()
     model.CopyFrom(slim)
-    jobs = {j.layer.node: j for j in jobs_of(view, model, weights, 1, 0) if j.cut}
+    found = jobs_of(view, model, weights, 1, 0)
+    jobs = {j.layer.node: j for j in found if j.cut and int(np.prod(j.shape)) <= LARGEST}
     done = []
     if jobs:
         tell("finding what the removed channels held")
     for r in _readings(view.facts, [j.layer for j in jobs.values()])[0]:
         if not (weights_too or r.channels.trusted):
             continue  # means alone are only known from norms
-        found = _repair(r, jobs[r.layer.node], model, view, weights_too)
-        if found is not None:
-            done.append(found)
+        fixed = _repair(r, jobs[r.layer.node], model, view, weights_too)
+        if fixed is not None:
+            done.append(fixed)
     return model, tuple(done)
 
 

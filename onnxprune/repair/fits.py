@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol, Self
 
 import numpy as np
 
 from onnxprune.repair.jobs import Job, goal, goal_rows, rows_at
-from onnxprune.repair.moments import Array, Moments, ridge
+from onnxprune.repair.moments import Array, Moments
+from onnxprune.repair.samples import ROWS, Samples, Table
 from onnxprune.repair.stream import Kept, Stream
 
 FOLDS = 4
@@ -18,14 +20,32 @@ AFFORDABLE = 1500
 """Columns up to which every part is judged; beyond, the last one stands for all."""
 
 
+class Known(Protocol):
+    """What is known of some rows that a layer reads and should give: `Moments`, or `Samples`."""
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def t(self) -> float: ...
+    @property
+    def finite(self) -> bool: ...
+    def plus(self, other: Self) -> Self: ...
+    def minus(self, part: Self) -> Self: ...
+    def error(self, w: Array) -> float: ...
+    def ridge(self, w0: Array, share: float, *, free_bias: bool = True) -> Array: ...
+    def bias_only(self, w0: Array) -> Array: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Folds:
-    """Moments of a layer by parts of the samples: each is judged by what the others solve for."""
+    """A layer's rows by parts of the samples: each is judged by what the others solve for."""
 
-    parts: tuple[Moments, ...]
+    parts: tuple[Known, ...]
 
     @cached_property
-    def all(self) -> Moments:
+    def all(self) -> Known:
         total = self.parts[0]
         for part in self.parts[1:]:
             total = total.plus(part)
@@ -41,7 +61,7 @@ class Folds:
         """Rows for each column."""
         return self.all.rows / self.all.size
 
-    def errors(self, solve: Callable[[Moments], Array]) -> Array:
+    def errors(self, solve: Callable[[Known], Array]) -> Array:
         """(parts,) squared error of each part, as its share of the mean over all rows."""
         whole = self.all
         if len(self.parts) == 1:
@@ -68,6 +88,20 @@ def folded(batches: int, rows: Callable[[int], tuple[np.ndarray, np.ndarray]]) -
     return Folds(tuple(parts))
 
 
+def tabled(batches: int, rows: Callable[[int], tuple[np.ndarray, np.ndarray]]) -> Folds:
+    """Some of the rows themselves, for a layer that reads too many columns for their moments."""
+    taps, targets, of = [], [], []
+    for k in range(batches):
+        x, t = rows(k)
+        some = np.linspace(0, len(x) - 1, min(len(x), max(1, ROWS // batches))).astype(np.int64)
+        taps.append(x[some])
+        targets.append(t[some])
+        of += [fold_of(k, batches)] * len(some)
+    x, t = (np.concatenate(side).astype(np.float32, copy=False) for side in (taps, targets))
+    table = Table(x, t)
+    return Folds(tuple(Samples(table, np.nonzero(np.array(of) == p)[0]) for p in sorted(set(of))))
+
+
 def gather(job: Job, was: Stream, now: Stream, inputs: Sequence[Kept] = ()) -> Folds:
     """Moments of what a layer reads and should give; `inputs` by batch win over what it reads."""
 
@@ -75,7 +109,7 @@ def gather(job: Job, was: Stream, now: Stream, inputs: Sequence[Kept] = ()) -> F
         x, y = inputs[k].array if inputs else now.get(job.x, k), goal(job, was, now, k)
         return rows_at(job, x, y, k), goal_rows(job, y, k)
 
-    return folded(len(now.batches), rows)
+    return (tabled if job.is_wide else folded)(len(now.batches), rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,9 +134,9 @@ class Fit:
 def best_fit(folds: Folds, w0: Array, shares: Sequence[float], *, free: bool) -> Fit:
     """The pull with the least error on samples not seen; its weights are of all samples."""
     errors = {
-        s: folds.errors(lambda m, s=s: ridge(m, w0, s, free_bias=free))  # type: ignore[misc]
+        s: folds.errors(lambda m, s=s: m.ridge(w0, s, free_bias=free))  # type: ignore[misc]
         for s in shares
     }
     share = min(shares, key=lambda s: errors[s].sum())
-    weights = ridge(folds.all, w0, share, free_bias=free)
+    weights = folds.all.ridge(w0, share, free_bias=free)
     return Fit(share, errors[share], weights, folds.density)

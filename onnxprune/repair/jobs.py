@@ -27,7 +27,9 @@ from onnxprune.repair.stream import Stream
 from onnxprune.repair.taps import at_places, draw_places, groups_of, in_groups, rows_read
 
 LARGEST = 4800
-"""Columns up to which a solve is affordable (a 3 x 3 convolution on 512 channels)."""
+"""Columns up to which moments are affordable (of a 3 x 3 convolution on 512 channels)."""
+WIDEST = 1 << 16
+"""Columns up to which some of the rows themselves are kept instead."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +58,8 @@ class Job:
     """What stands between its output and the sum, per kept channel."""
     was: NDArray[np.float64] | None
     """(D, O) the original's weights and bias, for a layer that reads a mean of positions."""
+    is_wide: bool
+    """It reads more columns than moments are affordable of."""
     count: int
     """Positions that are sampled from each map."""
     seed: int
@@ -102,7 +106,8 @@ def jobs_of(
         inputs = int(view.kept(c.data, 1 if c.is_conv else -1).sum())
         groups = groups_of(inputs, c, shape) if c.is_conv else 1
         columns = inputs // groups * int(np.prod(shape[2:])) if c.is_conv else inputs
-        if columns + 1 > LARGEST:
+        wide = columns + 1 > LARGEST
+        if wide and (groups > 1 or columns > WIDEST):
             continue
         t = Target() if c.pooled else target(c, view)
         scale = np.ones(int(kept.sum())) if t.scale is None else t.scale[kept].copy()
@@ -111,7 +116,7 @@ def jobs_of(
             adds, name,
             facts.model.in_file(c.pooled or c.data), facts.model.in_file(c.out),
             facts.model.in_file(t.term) if t.term else "", shape, groups, kept, scale,
-            _original(c, view)[:, kept] if c.pooled else None, count, seed,
+            _original(c, view)[:, kept] if c.pooled else None, wide, count, seed,
         ))  # fmt: skip
     return found
 

@@ -23,7 +23,6 @@ from onnxprune.cut.weights import Stored
 from onnxprune.repair.fits import Fit, best_fit, folded, gather
 from onnxprune.repair.gauss_newton import Pair, improve, pairs_of
 from onnxprune.repair.jobs import Job, free_bias, jobs_of, start, touched, write
-from onnxprune.repair.moments import bias_only
 from onnxprune.repair.recurrent import (
     RecurrentJob,
     parts_of,
@@ -175,8 +174,8 @@ def _fit(
     if recipe.weights and (job.cut or plenty):
         fit = best_fit(folds, w0, recipe.shares, free=free)
     elif free and not recipe.weights:
-        errors = folds.errors(lambda m: bias_only(m, w0))
-        fit = Fit(1.0, errors, bias_only(folds.all, w0), folds.density)
+        errors = folds.errors(lambda m: m.bias_only(w0))
+        fit = Fit(1.0, errors, folds.all.bias_only(w0), folds.density)
     else:
         return folds.power, before, None
     if not fit.is_finite or not fit.error < before:

@@ -74,32 +74,31 @@ class Moments:
         n = max(1, self.rows)
         return float(np.sum(w * (self.g @ w)) - 2 * np.sum(w * self.r) + self.t) / n
 
+    def ridge(self, w0: Array, share: float, *, free_bias: bool = True) -> Array:
+        """Least squares with a pull towards `w0` (*lead, D, O), `share` of the taps' mean power.
 
-def ridge(m: Moments, w0: Array, share: float, *, free_bias: bool = True) -> Array:
-    """Least squares with a pull towards `w0` (*lead, D, O), `share` of the taps' mean power.
+        The last row, the bias, is hardly held: it must be free to take up the mean. Where it can't
+        change (`free_bias` False), the other rows are solved for with the bias as it is.
+        """
+        hold = np.zeros((*self.lead, self.size))
+        power = np.diagonal(self.g, axis1=-2, axis2=-1)[..., :-1].mean(axis=-1)
+        power = np.maximum(power, 1e-4 * power.mean())  # a dead group has none
+        hold[...] = (share * power + 1e-10)[..., None]
+        hold[..., -1] = 1e-8 * max(self.rows, 1)
+        if not free_bias:
+            bias = w0[..., -1:, :]
+            goal = self.r[..., :-1, :] - self.g[..., :-1, -1:] * bias
+            goal = goal + hold[..., :-1, None] * w0[..., :-1, :]
+            w = _solve(self.g[..., :-1, :-1], hold[..., :-1], goal)
+            return np.concatenate([w, bias], axis=-2)
+        return _solve(self.g, hold, self.r + hold[..., None] * w0)
 
-    The last row, the bias, is hardly held: it must be free to take up the mean. Where it can't
-    change (`free_bias` False), the other rows are solved for with the bias as it is.
-    """
-    hold = np.zeros((*m.lead, m.size))
-    power = np.diagonal(m.g, axis1=-2, axis2=-1)[..., :-1].mean(axis=-1)
-    power = np.maximum(power, 1e-4 * power.mean())  # a dead group has none
-    hold[...] = (share * power + 1e-10)[..., None]
-    hold[..., -1] = 1e-8 * max(m.rows, 1)
-    if not free_bias:
-        bias = w0[..., -1:, :]
-        goal = m.r[..., :-1, :] - m.g[..., :-1, -1:] * bias
-        goal = goal + hold[..., :-1, None] * w0[..., :-1, :]
-        w = _solve(m.g[..., :-1, :-1], hold[..., :-1], goal)
-        return np.concatenate([w, bias], axis=-2)
-    return _solve(m.g, hold, m.r + hold[..., None] * w0)
-
-
-def bias_only(m: Moments, w0: Array) -> Array:
-    """The weights as they are, with the bias that takes up the mean error."""
-    w = w0.copy()
-    w[..., -1, :] += (m.r[..., -1, :] - (m.g[..., -1:, :] @ w0)[..., 0, :]) / max(1, m.rows)
-    return w
+    def bias_only(self, w0: Array) -> Array:
+        """The weights as they are, with the bias that takes up the mean error."""
+        w = w0.copy()
+        left = self.r[..., -1, :] - (self.g[..., -1:, :] @ w0)[..., 0, :]
+        w[..., -1, :] += left / max(1, self.rows)
+        return w
 
 
 def _solve(g: Array, hold: Array, goal: Array) -> Array:

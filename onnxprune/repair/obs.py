@@ -27,7 +27,8 @@ from onnxprune.axes.view import View
 from onnxprune.repair.consumers import Consumer, Target, layers, taps_of, target
 from onnxprune.repair.fits import fold_of
 from onnxprune.repair.jobs import LARGEST
-from onnxprune.repair.moments import Moments, ridge
+from onnxprune.repair.moments import Moments
+from onnxprune.repair.normal import weight_rows
 from onnxprune.repair.rewrite import read_matrix
 from onnxprune.repair.stream import Feeds
 from onnxprune.repair.taps import (
@@ -71,6 +72,10 @@ class _Read:
     energy: str
     """The value whose energy its losses are relative to."""
     groups: int
+    columns: NDArray[np.int64] | None = None
+    """(channels, taps) of a layer that reads more columns than moments are affordable of: one set
+    of moments stands for all taps then, as if others made up for a channel tap by tap.
+    """
 
     @property
     def values(self) -> list[str]:
@@ -128,7 +133,9 @@ def obs_scores(
     places: dict[Consumer, dict[int, NDArray[np.int64]]] = {}
     found = []
     for r in _reads(solution):
-        roots = solution.root[facts.axes[r.layer.data][_axis(r.layer, solution)]]
+        roots = solution.roots(r.layer.data, _axis(r.layer, solution))
+        if r.columns is not None and not r.layer.is_conv:
+            roots = roots[r.columns[:, 0]]
         owners = [channel_of.get(int(x), (-1, -1)) for x in roots]
         places[r.layer] = {
             owner: np.array([k if o == owner else -1 for o, k in owners])
@@ -142,7 +149,7 @@ def obs_scores(
         stats = _statistics(solution, reads, batches, seed)
         for r in reads:
             if stats[r].all.finite and np.isfinite(stats[r].energy):
-                taps = taps_of(r.layer, facts)
+                taps = taps_of(r.layer, facts) if r.columns is None else 1
                 for k, layer in enumerate(_layers(r, stats[r], solution)):
                     for owner, of in places[r.layer].items():
                         mine = of.reshape(r.groups, -1)[k]
@@ -187,9 +194,16 @@ def _reads(s: Solution) -> list[_Read]:
         inputs = shape[c.data][_axis(c, s)]
         groups = groups_of(inputs, c, shape[c.weight]) if c.is_conv else 1
         size = inputs // groups * taps_of(c, s.facts) + 1
-        if size <= LARGEST and inputs > groups:  # a depthwise layer contracts nothing
-            t = target(c, view)
-            found.append(_Read(c, t, _end(t.end, s), groups))
+        if inputs <= groups:
+            continue  # a depthwise layer contracts nothing
+        columns = None
+        if size > LARGEST:
+            of = np.unique(s.roots(c.data, _axis(c, s)), return_inverse=True)[1]
+            columns = weight_rows(c, s.facts, np.arange(inputs) if c.is_conv else of)
+            if groups > 1 or columns is None or len(columns) > LARGEST:
+                continue
+        t = target(c, view)
+        found.append(_Read(c, t, _end(t.end, s), groups, columns))
     return found
 
 
@@ -217,7 +231,8 @@ def _passes(found: Sequence[_Read], s: Solution, memory: int) -> Iterator[list[_
     used = 0
     for r in found:
         inputs = s.facts.trace.shapes[r.layer.data][_axis(r.layer, s)] // r.groups
-        need = 8 * r.groups * (inputs * taps_of(r.layer, s.facts) + 1) ** 2 * 3
+        size = inputs * taps_of(r.layer, s.facts) if r.columns is None else len(r.columns)
+        need = 8 * r.groups * (size + 1) ** 2 * 3
         if mine and used + need > memory:
             yield mine
             mine, used = [], 0
@@ -260,9 +275,12 @@ def _statistics(
                     rows = np.moveaxis(x, 1, -1).reshape(-1, x.shape[1]) @ weights[r]
                 if c.is_conv:
                     rng = np.random.default_rng([seed, c.order, k])
-                    places = draw_places(y.shape, count, rng)
+                    taps_each = 1 if r.columns is None else r.columns.shape[1]
+                    places = draw_places(y.shape, max(1, count // taps_each), rng)
                     rows = at_places(y, places)
                 taps, rows = rows_read(x, c, shape, places), in_groups(rows, r.groups)
+                if r.columns is not None:
+                    taps, rows = _tap_by_tap(taps, r.columns)
                 if r not in stats:
                     shape_of = partial(Moments, taps.shape[-1] + 1, rows.shape[-1], taps.shape[:-2])
                     stats[r] = shape_of(), shape_of()
@@ -276,8 +294,46 @@ def _statistics(
     return {r: _Seen(*stats[r], energy[r]) for r in found}
 
 
+def _tap_by_tap(taps: np.ndarray, columns: NDArray[np.int64]) -> tuple[np.ndarray, np.ndarray]:
+    """(rows * taps, channels) of (rows, columns); there are no targets."""
+    channels = np.swapaxes(taps[:, columns], 1, 2).reshape(-1, len(columns))
+    return channels, np.zeros((len(channels), 1), np.float32)
+
+
+def _wide_layer(r: _Read, seen: _Seen, s: Solution) -> _Layer:
+    """A layer as one of as many outputs as channels: what channels are worth is the same for all
+    weights W with the same W W'.
+    """
+    facts, c, m = s.facts, r.layer, seen.all
+    assert r.columns is not None
+    w = read_matrix(facts.model.array(facts.model.constants[c.weight]), c)
+    scale = np.ones(w.shape[1]) if r.target.scale is None else r.target.scale
+    alike = np.zeros((len(r.columns), len(r.columns)))
+    for tap in r.columns.T:
+        mine = w[tap] * scale.astype(np.float32)
+        alike += mine @ mine.T
+    values, vectors = np.linalg.eigh(alike)
+    root = vectors * np.sqrt(np.maximum(values, 0))
+    h = _inverse(m.g / max(1, m.rows))
+    return _Layer(h, np.pad(root, ((0, 1), (0, 0))), 1.0 / max(seen.energy, 1e-30), 1.0)
+
+
+def _held(g: Array) -> Array:
+    """(D,) the pull on each row of a layer with these moments, hardly any on the last, the bias."""
+    hold = np.full(len(g), _RIDGE * np.trace(g[:-1, :-1]) / max(1, len(g) - 1) + 1e-12)
+    hold[-1] = 1e-10
+    return hold
+
+
+def _inverse(g: Array) -> Array:
+    return np.asarray(cho_solve(cho_factor(g + np.diag(_held(g))), np.eye(len(g))))
+
+
 def _layers(r: _Read, seen: _Seen, s: Solution) -> Iterator[_Layer]:
     """The layer, one for each of its groups, in the units of what its output ends in."""
+    if r.columns is not None:
+        yield _wide_layer(r, seen, s)
+        return
     facts, c, m = s.facts, r.layer, seen.all
     weight = facts.model.array(facts.model.constants[c.weight]).astype(np.float64)
     w0 = read_matrix(weight, c, r.groups).reshape(r.groups, -1, m.outputs)
@@ -289,10 +345,8 @@ def _layers(r: _Read, seen: _Seen, s: Solution) -> Iterator[_Layer]:
     for k in range(r.groups):
         g = (m.g if r.groups == 1 else m.g[k]) / rows
         t = (m.r if r.groups == 1 else m.r[k]) / rows
-        hold = np.full(m.size, _RIDGE * np.trace(g[:-1, :-1]) / max(1, m.size - 1) + 1e-12)
-        hold[-1] = 1e-10
-        h = cho_solve(cho_factor(g + np.diag(hold)), np.eye(m.size))
-        w = h @ (t + hold[:, None] * w0[k])
+        h = _inverse(g)
+        w = h @ (t + _held(g)[:, None] * w0[k])
         yield _Layer(h, w * scale.reshape(r.groups, -1)[k], share, unseen)
 
 
@@ -308,7 +362,7 @@ def _unseen(seen: _Seen, w0: Array, taps: int) -> float:
     gone = np.arange(channels) % _PART == min(_PART, channels) - 1
     keep = np.append(np.repeat(~gone, taps), True)
     fit, held = seen.fit.columns(keep), seen.held.columns(keep)
-    w = ridge(fit, w0[..., keep, :], _RIDGE)
+    w = fit.ridge(w0[..., keep, :], _RIDGE)
     least = _SURE * seen.all.t / seen.all.rows
     known, new = (max(m.error(w), 0.0) + least for m in (fit, held))
     return max(1.0, new / known) if known > 0 else 1.0
