@@ -35,17 +35,17 @@ def samples(count: int) -> list[dict[str, np.ndarray]]:
     return [{"x": rng.standard_normal((count // 8, 12)).astype(np.float32)} for _ in range(8)]
 
 
-RANKED = Scores({0: np.array([1.0, 2.0]), 1: np.array([3.0, 4.0])}, losses=frozenset((0, 1)),
-                unseen={0: 3.0, 1: 1.1})  # fmt: skip
+LOSSES = {0: np.linspace(1, 2, NARROW), 1: np.linspace(3, 4, WIDE)}
+RANKED = Scores(LOSSES, losses=frozenset((0, 1)), unseen={0: 5.0, 1: 1.1})
 HALF = Request(target=parse_target("macs=50%"))
 
 
 def test_losses_weigh_more_where_less_is_known() -> None:
     wary = RANKED.wary(2)
-    np.testing.assert_allclose(wary.by_group[0], [9, 18])
-    np.testing.assert_allclose(wary.by_group[1], [3 * 1.21, 4 * 1.21])
+    np.testing.assert_allclose(wary.by_group[0], 25 * LOSSES[0])
+    np.testing.assert_allclose(wary.by_group[1], 1.21 * LOSSES[1])
     assert wary.losses == RANKED.losses
-    assert RANKED.wary(0).by_group[0].tolist() == [1, 2]
+    np.testing.assert_allclose(RANKED.wary(0).by_group[0], LOSSES[0])
 
 
 @pytest.mark.parametrize(("request_", "ranked", "kind"), [
@@ -71,8 +71,15 @@ def test_samples_that_were_left_out_decide(
     monkeypatch.setattr(caution, "_error", lambda *_: next(left))
     run = Run(pipeline.analyze(net()), Clock(), {}, repairer=Repairer("full", samples(16)))
     found = settled(run, HALF, RANKED)
-    assert (found.by_group[0][0] == 9) == wary
+    assert (found.by_group[0][0] == 25) == wary
     assert "trial: 0.1, 0.2" in found.notes[-1]
+
+
+def test_the_same_choice_is_not_tried_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caution, "_error", lambda *_: pytest.fail("there was a trial"))
+    run = Run(pipeline.analyze(net()), Clock(), {}, repairer=Repairer("full", samples(16)))
+    alike = Scores(LOSSES, losses=RANKED.losses, unseen={0: 5.0, 1: 5.0})
+    np.testing.assert_allclose(settled(run, HALF, alike).by_group[0], 25 * LOSSES[0])
 
 
 def test_a_run_with_few_samples_and_with_many() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from onnxprune.choose.allocate import Request
+from onnxprune.choose.allocate import Allocation, Request
 from onnxprune.choose.scores import Scores
 from onnxprune.pipeline.repairing import Repairer
 from onnxprune.pipeline.run import Run
@@ -36,14 +36,21 @@ def settled(run: Run, request: Request, ranked: Scores) -> Scores:
     starved = max(ranked.unseen.values(), default=1.0) >= _STARVED
     if not (budget and starved) or repairer is None or repairer.stand_in is not None:
         return wary
-    errors = [_error(replace(run, ranked=scores), request, repairer) for scores in (ranked, wary)]
+    left = [likely(replace(run, ranked=scores), request) for scores in (ranked, wary)]
+    if _kept(left[0]) == _kept(left[1]):
+        return wary
+    errors = [_error(run, chosen, repairer) for chosen in left]
     chosen = wary if errors[1] <= errors[0] else ranked
     told = "count more" if chosen is wary else "count like others"
     note = f"obs: losses that few samples tell {told} (trial: {min(errors):.3g}, {max(errors):.3g})"
     return replace(chosen, notes=(*chosen.notes, note))
 
 
-def _error(run: Run, request: Request, repairer: Repairer) -> float:
+def _kept(chosen: Allocation) -> dict[int, list[int]]:
+    return {g: list(kept) for g, kept in chosen.kept.items()}
+
+
+def _error(run: Run, chosen: Allocation, repairer: Repairer) -> float:
     """How far a network is from the original on the samples that its refit has not seen."""
     from onnxprune.check.fidelity import fidelity, output_error
     from onnxprune.repair.fits import fold_of
@@ -51,7 +58,7 @@ def _error(run: Run, request: Request, repairer: Repairer) -> float:
     count = len(repairer.batches)
     held = [b for k, b in enumerate(repairer.batches) if fold_of(k, count) == 0]
     rest = [b for k, b in enumerate(repairer.batches) if fold_of(k, count)]
-    made = run.cut(likely(run, request))
+    made = run.cut(chosen)
     with run.clock("trial", "trying what samples tell on others"):
         kind = "linear" if repairer.kind == "full" else repairer.kind
         trial = replace(repairer, kind=kind, batches=rest)
