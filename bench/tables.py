@@ -96,6 +96,7 @@ ROWS = (
     *(Row("resnet56_cifar10_folded", "cifar", shrunk(t), _ALL) for t in (2.1, 2.57, 4.0)),
     *(Row("resnet20_cifar10_folded", "cifar", shrunk(t), _ALL) for t in (1.5, 2.1)),
     *(Row(MBV2, "imagenet", shrunk(t), _ALL) for t in (1.25, 1.43)),
+    Row("edgeopt_mbv2_int8_3.7M", "imagenet", shrunk(1.25), ("slice", "full")),
     *(Row("cifar10_resnet56", "cifar", shrunk(t), ("closed", "synthetic")) for t in (1.5, 2.1)),
     Row("resnet56_cifar10_folded", "cifar", {"ratio": 0.3125}, ("slice", "closed"), inner=True),
 )
@@ -216,7 +217,7 @@ def main() -> None:
     print("| network | MACs / | how | accuracy | KL | seconds |")
     print("| --- | --- | --- | --- | --- | --- |")
     for row in ROWS:
-        more = (PEER,) if "full" in row.ways and importlib.util.find_spec(PEER) else ()
+        more = (PEER,) if "linear" in row.ways and importlib.util.find_spec(PEER) else ()
         ways = tuple(w for w in row.ways + more if re.search(args.only, f"{row.label} {w}"))
         if not ways:
             continue
