@@ -217,6 +217,27 @@ def qoperator(g: G) -> str:
     return g.op("DequantizeLinear", x, *quantiser)
 
 
+@model("qoperator_attention", opset=17)
+def qoperator_attention(g: G) -> str:
+    """Queries and keys that are multiplied as codes, of which 0 is not the lowest."""
+    quantiser = (SCALE, ZERO)
+
+    def dense(x: str, out: int) -> str:
+        w = np.clip(g.rng.normal(0, 30, (g.size(x, -1), out)), -127, 127).astype(np.int8)
+        return g.op("QLinearMatMul", x, *quantiser, w, SCALE / 8, np.int8(0), *quantiser)
+
+    def one(op: str, x: str, **attributes: int) -> str:
+        return g.op(op, x, *quantiser, *quantiser, domain=MS, like=x, **attributes)
+
+    x = g.op("QuantizeLinear", g.input("x", ("N", 5, 12)), *quantiser)
+    queries, keys = (one("QLinearSigmoid", dense(x, 18)) for _ in range(2))
+    scores = g.op("QLinearMatMul", queries, *quantiser, g.transpose(keys, 0, 2, 1), *quantiser,
+                  *quantiser)  # fmt: skip
+    weights = one("QLinearSoftmax", scores, axis=-1, opset=17)
+    mixed = g.op("QLinearMatMul", weights, *quantiser, dense(x, 14), *quantiser, *quantiser)
+    return g.op("DequantizeLinear", dense(mixed, 10), *quantiser)
+
+
 @model("int4_weights", opset=21, block=None)
 @model("int4_blocked", opset=21, block=16)
 @model("int4_ragged", opset=21, block=32)

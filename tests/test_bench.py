@@ -23,7 +23,7 @@ from onnxprune.bench.compare import compare
 from onnxprune.bench.data import BenchReport, Missing, Speedup
 from onnxprune.bench.fresh import Memory, memory
 from onnxprune.bench.settings import Settings
-from onnxprune.bench.text import print_bench, speedup_line
+from onnxprune.bench.text import milliseconds, print_bench, speedup_line
 from onnxprune.errors import CheckFailed, Unreadable, UsageError
 from onnxprune.runtime import iobinding, machine, placement, providers, session
 from onnxprune.runtime.iobinding import bound
@@ -451,8 +451,8 @@ def test_numbers_are_never_cut(compared: BenchReport, width: int) -> None:
     assert "…" not in found
     assert all(len(line.rstrip()) <= width for line in found.splitlines())
     row = compared.cases[0].rows[0].ms
-    assert f"{row.median:.3f} ms" in found
-    assert f"{row.p95:.3f} ms" in found
+    assert milliseconds(row.median) in found
+    assert milliseconds(row.p95) in found
 
 
 def test_colour_only_on_a_terminal(net: Path) -> None:

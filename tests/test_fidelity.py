@@ -218,7 +218,9 @@ def test_types_of_weights_stay(dtype: type) -> None:
     assert all(column.tobytes() in columns for column in new[first].T), "nothing was rounded"
 
 
-@pytest.mark.parametrize("name", ["qdq", "qoperator", "dynamic_int8", "int4_weights"])
+@pytest.mark.parametrize(
+    "name", ["qdq", "qoperator", "qoperator_attention", "dynamic_int8", "int4_weights"]
+)
 def test_integer_weights_stay_integers(name: str) -> None:
     before, after = ({t.name: t for t in m.graph.initializer}
                      for m in (model(name), halved(name).model))  # fmt: skip

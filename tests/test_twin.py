@@ -214,7 +214,7 @@ def test_what_others_read_too_is_left_alone() -> None:
     assert twin_of(model_of(nodes, weights, ["n", 8], ["n", 8]), None) is None
 
 
-@pytest.mark.parametrize("name", ["qdq", "qoperator", "dynamic_int8"])
+@pytest.mark.parametrize("name", ["qdq", "qoperator", "qoperator_attention", "dynamic_int8"])
 def test_twins_of_the_zoo(name: str) -> None:
     model = ZOO[name](0)
     x = feeds(model, 1, 8)

@@ -2,7 +2,8 @@
 
 `facts.zero[value][k]` says: remove an index of axis k, and everything that lay there is 0 in the
 masked original. That makes a sum (or, after a factor, a mean) over the axis exact, a range that
-includes 0 (DynamicQuantizeLinear) unmoved, and a contraction safe without a mask.
+includes 0 (DynamicQuantizeLinear) unmoved, and a contraction safe without a mask. Of codes, 0 is
+what they stand for: the zero point.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ def _gemm(n: Node, f: Facts) -> Axes:
 
 def _matmul(n: Node, f: Facts) -> Axes:
     """A row is 0 where a's is, a column where b's is; batch axes where either is."""
-    a, b = (zero_axes(v, f) for v in n.inputs[:2])
+    operands = _pair(n) if n.op == "QLinearMatMul" else n.inputs[:2]
+    a, b = (zero_axes(v, f) for v in operands)
     if n.attrs.get("transA"):
         a = (*a[:-2], a[-1], a[-2])
     if n.attrs.get("transB"):
@@ -101,10 +103,15 @@ def _matmul(n: Node, f: Facts) -> Axes:
         batch.append(
             any(
                 len(z) >= 2 - j and z[j - 2] and len(f.axes[v][j - 2]) == lines.out[k]
-                for v, z in zip(n.inputs[:2], (a, b), strict=True)
+                for v, z in zip(operands, (a, b), strict=True)
             )
         )
     return (*batch, *tail)
+
+
+def _pair(n: Node) -> tuple[str, str]:
+    """The two operands of an operator on codes: each has its scale and zero point behind it."""
+    return n.inputs[0], n.inputs[3]
 
 
 def _einsum(n: Node, f: Facts) -> Axes:
@@ -246,6 +253,8 @@ def _same(n: Node, f: Facts) -> Axes:
 
 
 def _space(n: Node, f: Facts) -> Axes:
+    if n.attrs.get("channels_last"):
+        return ()
     z = zero_axes(n.inputs[0], f)
     return tuple(q and k < 2 for k, q in enumerate(z))
 
@@ -257,7 +266,9 @@ _RULES: dict[str, Callable[[Node, Facts], Axes]] = {
         _filters,
     ),
     **dict.fromkeys(("Gemm",), _gemm),
-    **dict.fromkeys("MatMul FusedMatMul TransposeMatMul MatMulInteger".split(), _matmul),
+    **dict.fromkeys(
+        "MatMul FusedMatMul TransposeMatMul MatMulInteger QLinearMatMul".split(), _matmul
+    ),
     **dict.fromkeys(("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"), _recurrent),
     **dict.fromkeys(
         ("Add", "Sub", "Sum", "Max", "Min"), lambda n, f: _elementwise(n, f, n.inputs, all)
@@ -268,7 +279,8 @@ _RULES: dict[str, Callable[[Node, Facts], Axes]] = {
     **dict.fromkeys(("Attention", "MultiHeadAttention", "GroupQueryAttention"), _attention),
     **dict.fromkeys(
         "MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool DepthToSpace "
-        "SpaceToDepth Resize Upsample".split(),
+        "SpaceToDepth Resize Upsample QLinearAveragePool "
+        "QLinearGlobalAveragePool".split(),
         _space,
     ),
     **dict.fromkeys(
@@ -276,6 +288,9 @@ _RULES: dict[str, Callable[[Node, Facts], Axes]] = {
     ),
     **dict.fromkeys([f"Reduce{k}" for k in "Sum Mean L1 L2 SumSquare Max Min".split()], _reduce),
     "Mul": lambda n, f: _elementwise(n, f, n.inputs, any),
+    "QLinearAdd": lambda n, f: _elementwise(n, f, _pair(n), all),
+    "QLinearMul": lambda n, f: _elementwise(n, f, _pair(n), any),
+    "QLinearLeakyRelu": _same,
     # 0 / 0 is no zero
     "Div": lambda n, f: _elementwise(n, f, n.inputs, lambda z: list(z) == [True, False]),
     "Where": lambda n, f: _elementwise(n, f, n.inputs[1:], all),

@@ -131,11 +131,26 @@ def _mask_sink(sink: Sink, view: View, edits: Edits, done: set[tuple[Node, int]]
     if key in done:
         return
     done.add(key)
-    value = node.inputs[first.operand]
+    value, k = node.inputs[first.operand], first.operand
     rank, dtype = len(facts.axes[value]), facts.trace.types.get(value, 1)
-    factor = _factor(view.mask(first.labels), first.axis, rank, dtype, edits)
-    name = edits.node(node).input[first.operand]
-    edits.set_input(node, first.operand, edits.before(node, "Mul", [factor, name]))
+    codes = dtype in (onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
+    kind = onnx.TensorProto.INT32 if codes else dtype
+    factor = _factor(view.mask(first.labels), first.axis, rank, kind, edits)
+    inputs = edits.node(node).input
+    if not codes:
+        edits.set_input(node, k, edits.before(node, "Mul", [factor, inputs[k]]))
+        return
+    # Codes stand for 0 where they are the zero point, and no Mul takes them.
+    wide = edits.before(node, "Cast", [inputs[k]], to=kind)
+    z = _ZERO_POINT.get((node.op, k))
+    point = inputs[z] if z is not None and z < len(inputs) else ""
+    if point:
+        point = edits.before(node, "Cast", [point], to=kind)
+        wide = edits.before(node, "Sub", [wide, point])
+    wide = edits.before(node, "Mul", [factor, wide])
+    if point:
+        wide = edits.before(node, "Add", [wide, point])
+    edits.set_input(node, k, edits.before(node, "Cast", [wide], to=dtype))
 
 
 def _equal(a: Sink, b: Sink, view: View) -> bool:

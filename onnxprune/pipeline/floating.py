@@ -56,10 +56,13 @@ def floating(analysis: Analysis, sizes: Sizes = ANY_SIZES) -> Floating | None:
     twin = twin_of(source.proto, source.folder)
     if twin is None:
         return None
+    from onnxprune.runtime.session import open_session
+
     try:
-        facts = found_facts(normalise(replace(source, proto=twin.model)), sizes)
+        with open_session(twin.model, folder=source.folder):
+            facts = found_facts(normalise(replace(source, proto=twin.model)), sizes)
     except PruneError:
-        return None  # nothing can be refitted then: the model itself has been analysed
+        return None  # codes are computed with in some other way: nothing is refitted
     if analysis.whole_groups:
         facts = analyse(facts.model, facts.trace, facts.other, whole_groups=True)
     return Floating(twin, _labelled(facts, twin, analysis.solution))

@@ -32,6 +32,7 @@ from onnxprune.repair.cone import stored
 MS = "com.microsoft"
 CODES = (2, 3, 4, 5, 6)
 """Element types that weights and biases are quantised to: (u)int8, (u)int16, int32."""
+_SIZES = ("Shape", "Size")
 _QUANTISED = frozenset(
     "DequantizeLinear QLinearConv QLinearMatMul QGemm ConvInteger MatMulInteger".split()
 )
@@ -187,7 +188,7 @@ class _Builder:
         copy.CopyFrom(node)
         copy.input[:] = [self.same.get(i, i) for i in node.input]
         self.nodes.append(copy)
-        if any(i in self.was_codes for i in node.input):
+        if node.op_type not in _SIZES and any(i in self.was_codes for i in node.input):
             self.was_codes.update(o for o in node.output if o)
             if node.op_type in ("Cast", "ConvInteger", "MatMulInteger"):
                 raise Unsupported
@@ -253,16 +254,18 @@ class _Builder:
     def _operand(self, node: NodeProto, k: int) -> str:
         """A quantised operand with its scale and zero point behind it, as a float."""
         name, out = node.input[k], node.output[0]
+        made = f"{out}/operand_{k}"
+        by_row = node.op_type == "QLinearConv" or _flag(node, "transB")
+        axis = 0 if by_row else 1
         if self._is_alone(name):
-            axis = 1 if node.op_type == "QLinearMatMul" else 0
-            if node.op_type == "QGemm":
-                axis = 0 if _flag(node, "transB") else 1
-            made = f"{out}/operand_{k}"
             return self._codes(made, (out, k), (out, k + 1), (out, k + 2), axis)
         if name in self.was_codes:
             return self.same.get(name, name)
-        made = f"{out}/operand_{k}"  # codes that others read too, or that come from outside
-        self._emit("DequantizeLinear", [name, *node.input[k + 1 : k + 3]], made)
+        # codes that others read too, or that come from outside
+        behind = helper.make_node("DequantizeLinear", [name, *node.input[k + 1 : k + 3]], [made])
+        if self._value((out, k + 1)).size > 1:
+            behind.attribute.append(helper.make_attribute("axis", axis))
+        self.nodes.append(behind)
         return made
 
     def _emit(
@@ -271,7 +274,7 @@ class _Builder:
         """Add a node, with the attributes of another."""
         copy = helper.make_node(op, list(inputs), [out], name=out)
         for a in node.attribute if node is not None else ():
-            if a.name not in ("channels_last",):
+            if a.name not in ("channels_last", "opset"):
                 copy.attribute.append(a)
         self.nodes.append(copy)
 
@@ -320,9 +323,12 @@ class _Builder:
 
     def _round(self, node: NodeProto) -> None:
         """Store what a quantiser makes of a stored float, as a float."""
-        out, has_zero = node.output[0], len(node.input) > 2 and node.input[2]
+        out = node.output[0]
+        if len(node.input) < 3 or any(i not in self.tensors for i in node.input):
+            self._keep(node)  # the type of its codes is not stored
+            return
         values, scale = self._value((out, 0)), self._value((out, 1))
-        if not has_zero or scale.ndim > 1 or self._value((out, 2)).dtype.kind not in "iu":
+        if scale.ndim > 1 or self._value((out, 2)).dtype.kind not in "iu":
             raise Unsupported
         zero, one = self._value((out, 2)), _axis(node) % values.ndim if scale.size > 1 else None
         steps, limits = along(scale, one, values.ndim).astype(np.float64), np.iinfo(zero.dtype)
@@ -527,6 +533,7 @@ _UNDO: dict[tuple[str, str], Callable[[_Builder, NodeProto], None]] = {
     (MS, "QLinearMul"): lambda b, n: b._sum(n, "Mul"),
     (MS, "QLinearSigmoid"): lambda b, n: b._one(n, "Sigmoid"),
     (MS, "QLinearLeakyRelu"): lambda b, n: b._one(n, "LeakyRelu"),
+    (MS, "QLinearSoftmax"): lambda b, n: b._one(n, "Softmax"),
     (MS, "QLinearAveragePool"): lambda b, n: b._one(n, "AveragePool"),
     (MS, "QLinearGlobalAveragePool"): lambda b, n: b._one(n, "GlobalAveragePool"),
     (MS, "QLinearConcat"): lambda b, n: b._concat(n),
