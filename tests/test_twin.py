@@ -221,6 +221,54 @@ def test_twins_of_the_zoo(name: str) -> None:
     assert _error(_run(model, x), _run(_twin(model).model, x)) < 0.03
 
 
+def test_fused_layers_are_refitted_too() -> None:
+    """A layer within FusedConv gets a bias, and keeps the sum and the activation behind it."""
+    rng = np.random.default_rng(0)
+    graph = helper.make_graph(
+        [
+            helper.make_node("FusedConv", ["x", "w1"], ["h"], domain="com.microsoft",
+                             activation="LeakyRelu", activation_params=[0.1]),
+            helper.make_node("FusedConv", ["h", "w2", "", "x"], ["y"], domain="com.microsoft",
+                             activation="Clip", activation_params=[-1.0, 6.0]),
+        ], "g",
+        [helper.make_tensor_value_info("x", 1, ["n", 4, 6, 6])],
+        [helper.make_tensor_value_info("y", 1, ["n", 4, 6, 6])],
+        [numpy_helper.from_array(rng.standard_normal(s).astype(np.float32), n)
+         for n, s in (("w1", (16, 4, 1, 1)), ("w2", (4, 16, 1, 1)))],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    data = [{"x": rng.standard_normal((8, 4, 6, 6)).astype(np.float32)} for _ in range(9)]
+    np.testing.assert_allclose(_run(_twin(model).model, data[8]), _run(model, data[8]), atol=1e-5)
+    cut, kept = (pipeline.slim(model, ratio=0.4, calib=data[:8], repair=r)
+                 for r in ("none", "linear"))  # fmt: skip
+    want = _run(model, data[8])
+    assert _error(want, _run(kept.model, data[8])) < 0.5 * _error(want, _run(cut.model, data[8]))
+    nodes = kept.model.graph.node
+    assert [n.op_type for n in nodes] == ["FusedConv", "FusedConv"]
+    assert nodes[1].input[2] in stored(kept.model)
+    assert nodes[1].input[3] == "x"
+
+
+@pytest.mark.parametrize("activation", ["Relu", "Tanh", "Sigmoid", "LeakyRelu", "HardSigmoid"])
+def test_activations_of_fused_layers(activation: str) -> None:
+    rng = np.random.default_rng(0)
+    given = {"LeakyRelu": {"activation_alpha": 0.3},
+             "HardSigmoid": {"activation_alpha": 0.4, "activation_beta": 0.1}}  # fmt: skip
+    node = helper.make_node("FusedGemm", ["x", "w", "b"], ["y"], domain="com.microsoft", transB=1,
+                            activation=activation, **given.get(activation, {}))  # fmt: skip
+    graph = helper.make_graph(
+        [node], "g", [helper.make_tensor_value_info("x", 1, ["n", 4])],
+        [helper.make_tensor_value_info("y", 1, ["n", 3])],
+        [numpy_helper.from_array(rng.standard_normal(s).astype(np.float32), n)
+         for n, s in (("w", (3, 4)), ("b", (3,)))],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    x = {"x": rng.standard_normal((9, 4)).astype(np.float32)}
+    np.testing.assert_allclose(_run(_twin(model).model, x), _run(model, x), atol=1e-6)
+
+
 def test_codes_in_blocks_have_no_twin() -> None:
     assert twin_of(ZOO["int4_blocked"](0), None) is None
 

@@ -15,7 +15,7 @@ from onnxprune.cut.mask import masked
 from onnxprune.cut.weights import Stored
 from onnxprune.graph.files import read_tensor
 
-_BIASED = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1}
+_BIASED = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "FusedConv": 1, "FusedGemm": 1}
 """Operators with a bias as input 2, and the axis of their output that it lies along."""
 
 
@@ -66,8 +66,8 @@ def _add_biases(
         if node.op_type == same.op_type and node.op_type in _BIASED:
             bare = len(same.input) < 3 or not same.input[2]
             if bare and len(node.input) > 2 and node.input[2] in held:
-                del same.input[2:]
-                same.input.append(spread(node.input[2], value, _BIASED[node.op_type]))
+                bias = spread(node.input[2], value, _BIASED[node.op_type])
+                same.input[:] = [*same.input[:2], bias, *same.input[3:]]
         elif node.op_type == "Add" and same.op_type == "MatMul" and node.input[1] in held:
             inner = f"{out}#product"
             same.output[0] = inner

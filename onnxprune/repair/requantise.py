@@ -14,7 +14,7 @@ from onnx import TensorProto, numpy_helper
 from onnxprune.graph.files import read_tensor, write_tensor
 from onnxprune.graph.tensors import add_tensor
 from onnxprune.repair.cone import readers, stored
-from onnxprune.repair.twin import Link, Place, Twin, along
+from onnxprune.repair.twin import PART, Link, Place, Twin, along
 
 
 def requantised(
@@ -184,4 +184,5 @@ def _copy_biases(model: onnx.ModelProto, refitted: onnx.ModelProto, names: set[s
     for n in refitted.graph.node:
         if len(n.input) > 2 and n.input[2] in names:
             add_tensor(model, tensors[n.input[2]])
-            made[n.output[0]].input[2:] = [n.input[2]]
+            node = made[n.output[0].removesuffix(PART)]
+            node.input[:] = [*node.input[:2], n.input[2], *node.input[3:]]

@@ -7,7 +7,8 @@ What stands between stored weights and layers is undone, and values keep their n
   on activations, QuantizeLinear and DequantizeLinear are nothing, or a Clip where the quantiser
   stands for a rectifier;
 * QLinearConv, QLinearMatMul, QGemm, QLinearAdd and their kin are the float operator;
-* Transpose of a stored weight is the weight it makes;
+* Transpose of a stored weight is the weight it makes; FusedConv and FusedGemm are a layer and what
+  follows it;
 * DynamicQuantizeLinear, ConvInteger or MatMulInteger, Cast, Mul by the scales (and Add of a bias,
   for a convolution) are one Conv or MatMul.
 
@@ -32,9 +33,17 @@ from onnxprune.repair.cone import stored
 MS = "com.microsoft"
 CODES = (2, 3, 4, 5, 6)
 """Element types that weights and biases are quantised to: (u)int8, (u)int16, int32."""
+PART = "/part"
+"""Ends the name of what a layer gives that its file fuses with what follows."""
+_ACTIVATIONS: dict[str, tuple[str, ...]] = {
+    "": (), "Relu": (), "Tanh": (), "Sigmoid": (), "LeakyRelu": ("alpha",), "Clip": (),
+    "HardSigmoid": ("alpha", "beta"),
+}  # fmt: skip
+"""Activations that layers are fused with, and the attributes that their parameters are."""
 _SIZES = ("Shape", "Size")
-_QUANTISED = frozenset(
-    "DequantizeLinear QLinearConv QLinearMatMul QGemm ConvInteger MatMulInteger".split()
+_HIDING = frozenset(
+    "DequantizeLinear QLinearConv QLinearMatMul QGemm ConvInteger MatMulInteger FusedConv "
+    "FusedGemm".split()
 )
 
 Place = tuple[str, int]
@@ -79,7 +88,7 @@ def hides_weights(model: onnx.ModelProto) -> bool:
     """Whether something stands between the weights of the main graph and the layers."""
     tensors = stored(model)
     return any(
-        n.op_type in _QUANTISED or (n.op_type == "Transpose" and n.input[0] in tensors)
+        n.op_type in _HIDING or (n.op_type == "Transpose" and n.input[0] in tensors)
         for n in model.graph.node
     )
 
@@ -96,7 +105,7 @@ def twin_of(model: onnx.ModelProto, folder: Path | None) -> Twin | None:
         builder = _Builder(model, folder)
         for node in model.graph.node:
             builder.visit(node)
-        return builder.finish() if builder.links else None
+        return builder.finish() if builder.links or builder.fused else None
     except Unsupported:
         return None
 
@@ -147,6 +156,8 @@ class _Builder:
     """Values that another one stands for."""
     was_codes: set[str] = field(default_factory=set)
     """Values that are codes in the file and floats here."""
+    fused: bool = False
+    """Some layers were fused with what follows them."""
     scale_of: dict[str, Place] = field(default_factory=dict)
     """Where the scale of a float stands that was dequantised."""
 
@@ -179,7 +190,8 @@ class _Builder:
             return
         elif (node.domain, node.op_type) in _UNDO:
             _UNDO[node.domain, node.op_type](self, node)
-            self.was_codes.add(node.output[0])
+            if "Fused" not in node.op_type:
+                self.was_codes.add(node.output[0])
         else:
             self._keep(node)
 
@@ -274,7 +286,7 @@ class _Builder:
         """Add a node, with the attributes of another."""
         copy = helper.make_node(op, list(inputs), [out], name=out)
         for a in node.attribute if node is not None else ():
-            if a.name not in ("channels_last", "opset"):
+            if a.name not in ("channels_last", "opset") and "activation" not in a.name:
                 copy.attribute.append(a)
         self.nodes.append(copy)
 
@@ -415,6 +427,38 @@ class _Builder:
         parts = [self._operand(node, k) for k in range(2, len(node.input), 3)]
         self._emit_into("Concat", parts, node, 0)
 
+    # Fused layers
+
+    def _unfuse(self, node: NodeProto, op: str) -> None:
+        """FusedConv, FusedGemm: the layer, the sum with a fourth operand, the activation."""
+        out, attributes = node.output[0], {a.name: a for a in node.attribute}
+        name = attributes["activation"].s.decode() if "activation" in attributes else ""
+        given = (
+            [*attributes["activation_params"].floats] if "activation_params" in attributes else []
+        )
+        more = {a.name: a.f for a in node.attribute if a.name.startswith("activation_")
+                and a.name != "activation_params"}  # fmt: skip
+        given = given or [more[k] for k in ("activation_alpha", "activation_beta") if k in more]
+        if name not in _ACTIVATIONS:
+            raise Unsupported
+        inputs = [self.same.get(i, i) for i in node.input]
+        made, summed = f"{out}{PART}", len(inputs) > 3 and inputs[3]
+        self._emit(op, inputs[:3], made, node)
+        if summed:
+            self._emit("Add", [made, inputs[3]], f"{out}/sum")
+            made = f"{out}/sum"
+        self.fused = True
+        if name == "Clip":
+            ends = zip(("low", "high"), given, strict=True)
+            limits = [self._store(f"{out}/{k}", np.array(v, np.float32)) for k, v in ends]
+            self._emit("Clip", [made, *limits], out)
+        elif name:
+            self._emit(name, [made], out)
+            for k, value in zip(_ACTIVATIONS[name], given, strict=False):
+                self.nodes[-1].attribute.append(helper.make_attribute(k, value))
+        else:
+            self._emit("Identity", [made], out)
+
     # Dynamic quantisation
 
     def _only_user(self, value: str) -> NodeProto | None:
@@ -537,4 +581,6 @@ _UNDO: dict[tuple[str, str], Callable[[_Builder, NodeProto], None]] = {
     (MS, "QLinearAveragePool"): lambda b, n: b._one(n, "AveragePool"),
     (MS, "QLinearGlobalAveragePool"): lambda b, n: b._one(n, "GlobalAveragePool"),
     (MS, "QLinearConcat"): lambda b, n: b._concat(n),
+    (MS, "FusedConv"): lambda b, n: b._unfuse(n, "Conv"),
+    (MS, "FusedGemm"): lambda b, n: b._unfuse(n, "Gemm"),
 }
