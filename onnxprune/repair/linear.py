@@ -36,12 +36,12 @@ from onnxprune.repair.recurrent import (
 from onnxprune.repair.stream import Feeds, Store, Stream
 from onnxprune.repair.taps import places_per_map
 
-PLENTY = 32
-"""Rows for each column that a layer must have to be fitted though all that it reads is there."""
 EXACT = 1e-9
 """Share of its target's power below which a layer's error is rounding: nothing is made up for."""
 ENOUGH = 16
-"""Rows for each column that a layer must have for rounds on what makes its input."""
+"""Rows for each column that a layer must have to be fitted though all that it reads is there, and
+for rounds on what makes its input.
+"""
 
 
 @dataclass(frozen=True)
@@ -168,10 +168,9 @@ def _fit(
     if not folds.all.finite:
         return folds.power, np.nan, None
     before, free = folds.all.error(w0), free_bias(job, model)
-    plenty = folds.density >= PLENTY
     if before <= EXACT * folds.power:
         return folds.power, before, None
-    if recipe.weights and (job.cut or plenty):
+    if recipe.weights and (job.cut or folds.density >= ENOUGH):
         fit = best_fit(folds, w0, recipe.shares, free=free)
     elif free and not recipe.weights:
         errors = folds.errors(lambda m: m.bias_only(w0))

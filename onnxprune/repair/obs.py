@@ -19,7 +19,7 @@ from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg.lapack import dpotrf, dpotri
 
 from onnxprune.axes.rules import ELEMENTWISE
 from onnxprune.axes.solve import Group, Solution
@@ -326,7 +326,12 @@ def _held(g: Array) -> Array:
 
 
 def _inverse(g: Array) -> Array:
-    return np.asarray(cho_solve(cho_factor(g + np.diag(_held(g))), np.eye(len(g))))
+    """Of moments with their pulls, by the two halves of a Cholesky inverse."""
+    half, failed = dpotrf(g + np.diag(_held(g)), lower=True, clean=True)
+    if failed:
+        raise np.linalg.LinAlgError("moments are not positive")
+    lower, _ = dpotri(half, lower=True, overwrite_c=True)
+    return np.asarray(lower + lower.T - np.diag(lower.diagonal()))
 
 
 def _layers(r: _Read, seen: _Seen, s: Solution) -> Iterator[_Layer]:
@@ -380,13 +385,14 @@ def _greedy(parts: Sequence[tuple[_Layer, NDArray[np.int64]]], size: int, count:
             costs += layer.share * _costs(layer, mine, alive)
         costs[~alive] = np.inf
         some = max(1, min(count - gone, size // _STEPS))
-        for j in np.argsort(costs, kind="stable")[:some].tolist():
+        go = np.argsort(costs, kind="stable")[:some].tolist()
+        for j in go:
             worst = max(worst, float(costs[j]))
             scores[j] = worst + gone * 1e-12  # in the order in which they go
             alive[j] = False
             gone += 1
-            for (layer, _), mine in zip(parts, rows, strict=True):
-                _remove(layer, mine[j])
+        for (layer, _), mine in zip(parts, rows, strict=True):
+            _remove(layer, np.concatenate([mine[j] for j in go]))
     rest = ~np.isfinite(scores)
     if rest.any():
         scores[rest] = worst * 2 + 1
