@@ -4,12 +4,11 @@ r"""What pruning without training keeps: the README's table of accuracies.
 
 DATA holds `cifar10.npz` (uint8 NHWC images `calib_x` and `test_x`, labels `test_y`) and
 `imagenet_sample/` (224 x 224 images, the name starts with the class); MODELS the networks named
-below. Calibration images are drawn anew for each subset from images that are not scored. The few
-constants of the method (rows, rounds, pulls) were compared on these networks by the divergence on
-the scored images: the rows flatter it a little. Every row is a run of the pipeline with `--target
-macs=...` or a ratio of the channels within blocks; slicing has the same and no repair.
-KL(original || slim) is in nats, of the softmax of the first output. A line of JSON a row goes to
-results/tables.jsonl as well.
+below. Calibration images are drawn anew for each subset from images that are not scored, and the
+method's settings were compared on such images alone (`bench.settings`). Every row is a run of the
+pipeline with `--target macs=...` or a ratio of the channels within blocks; slicing has the same and
+no repair. KL(original || slim) is in nats, of the softmax of the first output. A line of JSON a row
+goes to results/tables.jsonl as well.
 
 Where onnxsim is installed (`pip install onnxsim==0.8.1`), rows tell what it makes of the same files
 with the same samples: structured pruning by Wanda's scores at the sparsity that the target takes,
