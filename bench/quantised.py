@@ -11,6 +11,7 @@ repair. Accuracy and KL are against the quantised file itself. Prints a table in
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -64,6 +65,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--times", type=float, default=1.5)
     args = parser.parse_args()
+    logging.getLogger().setLevel(logging.ERROR)  # the quantiser has much to say
     data = cifar(args.data)
     print(f"| {NETWORK} | whole | how | accuracy | KL | seconds |")
     print("| --- | --- | --- | --- | --- | --- |")
