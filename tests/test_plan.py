@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from models.zoo import ZOO
+from onnxprune import pipeline
 from onnxprune.axes.view import View
 from onnxprune.choose.heads import resolve
 from onnxprune.choose.plan import (
@@ -26,7 +27,7 @@ from onnxprune.choose.plan import (
 from onnxprune.cut.cut import cut
 from onnxprune.errors import Unreadable
 from onnxprune.graph.files import fingerprint
-from tests.choosing import Analysed, analysed
+from tests.choosing import Analysed, analysed, model_of
 
 OPTIONS = {"ratio": 0.5, "include": ["a"], "scope": "layer", "threshold": None}
 
@@ -90,6 +91,21 @@ def test_biases_come_back() -> None:
     plan, _ = planned(analysed(ZOO["mlp"](0)))
     plan = Plan(plan.fingerprint, plan.groups, biases=(AddedBias("n", "n_bias"),))
     assert from_json(to_json(plan)).biases == (AddedBias("n", "n_bias"),)
+
+
+def test_biases_that_a_repair_added_are_told() -> None:
+    rng = np.random.default_rng(0)
+    weights = {"w1": rng.standard_normal((4, 8)), "w2": rng.standard_normal((8, 3))}
+    nodes: list[Any] = [
+        ("MatMul", ["x", "w1"], ["h"], {}), ("Relu", ["h"], ["r"], {}),
+        ("Gemm", ["r", "w2"], ["y"], {}),
+    ]  # fmt: skip
+    model = model_of(nodes, {k: v.astype(np.float32) for k, v in weights.items()},
+                     ["n", 4], ["n", 3])  # fmt: skip
+    calib = [{"x": rng.standard_normal((64, 4)).astype(np.float32)} for _ in range(8)]
+    kept = pipeline.slim(model, ratio=0.5, calib=calib)
+    assert [(b.node, b.tensor) for b in kept.plan.biases] == [("node_y", "y/bias")]
+    assert pipeline.slim(model, ratio=0.5, repair="none").plan.biases == ()
 
 
 # ---- damage -----------------------------------------------------------------------------------

@@ -11,12 +11,10 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnxprune.axes.view import View
 from onnxprune.check.copies import held_tensors
 from onnxprune.check.probes import comparable
+from onnxprune.choose.plan import BIASED
 from onnxprune.cut.mask import masked
 from onnxprune.cut.weights import Stored
 from onnxprune.graph.files import read_tensor
-
-_BIASED = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "FusedConv": 1, "FusedGemm": 1}
-"""Operators with a bias as input 2, and the axis of their output that it lies along."""
 
 
 def scattered(
@@ -63,10 +61,10 @@ def _add_biases(
         value = values.get(out, "")
         if same is None or value not in view.facts.axes:
             continue
-        if node.op_type == same.op_type and node.op_type in _BIASED:
+        if node.op_type == same.op_type and node.op_type in BIASED:
             bare = len(same.input) < 3 or not same.input[2]
             if bare and len(node.input) > 2 and node.input[2] in held:
-                bias = spread(node.input[2], value, _BIASED[node.op_type])
+                bias = spread(node.input[2], value, 1)
                 same.input[:] = [*same.input[:2], bias, *same.input[3:]]
         elif node.op_type == "Add" and same.op_type == "MatMul" and node.input[1] in held:
             inner = f"{out}#product"

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from onnx import ModelProto
 
 from onnxprune.axes.solve import Group
 from onnxprune.axes.view import View
@@ -42,6 +43,10 @@ class TensorCut:
     shape: tuple[int, ...]
     kept: Mapping[int, tuple[int, ...]]
     nodes: tuple[str, ...] = ()
+
+
+BIASED = frozenset(("Conv", "ConvTranspose", "Gemm", "FusedConv", "FusedGemm"))
+"""Operators with a bias for third input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +100,9 @@ def plan_of(
     whole_groups: bool = False,
     options: Mapping[str, Any] | None = None,
     search: Mapping[str, Any] | None = None,
+    slim: ModelProto | None = None,
 ) -> Plan:
-    """The plan of a view: `kept` is what the view was made of."""
+    """The plan of a view: `kept` is what the view was made of, `slim` the model that came of it."""
     binding = view.facts.trace.binding
     return Plan(
         fingerprint,
@@ -112,10 +118,23 @@ def plan_of(
             {name: tuple(shape) for name, shape in binding.shapes.items()},
         ),
         tensor_cuts(view),
-        (),
+        () if slim is None else _added_biases(view, slim),
         dict(options or {}),
         dict(search or {}),
     )  # fmt: skip
+
+
+def _added_biases(view: View, slim: ModelProto) -> tuple[AddedBias, ...]:
+    """Third inputs of SLIM's nodes where the original's have none."""
+    bare = {
+        n.output[0] for n in view.facts.model.proto.graph.node
+        if n.output and not any(n.input[2:3])
+    }  # fmt: skip
+    return tuple(
+        AddedBias(n.name or n.output[0], n.input[2])
+        for n in slim.graph.node
+        if n.op_type in BIASED and n.output[0] in bare and any(n.input[2:3])
+    )
 
 
 def tensor_cuts(view: View) -> tuple[TensorCut, ...]:

@@ -51,7 +51,7 @@ class Result:
         return plan_of(
             self.analysis.view(self.kept), self.analysis.groups, self.kept,
             fingerprint(self.source), whole_groups=self.analysis.whole_groups,
-            options=self.report.options, search=self.report.search,
+            options=self.report.options, search=self.report.search, slim=self.model,
         )  # fmt: skip
 
     def save(self, out: str | PathLike[str]) -> None:
