@@ -334,3 +334,174 @@ def test_int8_outputs_of_a_graph_stay_int8() -> None:
     x = {"x": np.random.default_rng(0).standard_normal((5, 3, 4, 4)).astype(np.float32)}
     codes = _run(model, x)
     np.testing.assert_allclose(_run(twin.model, x), (codes - 128) * 0.1, atol=0.15)
+
+
+# What files do that is easily got wrong
+
+
+def _model(
+    nodes: list[onnx.NodeProto], arrays: dict[str, np.ndarray], *outputs: str, opset: int = 21
+) -> onnx.ModelProto:
+    """x (n, 3, 6, 6) -> nodes -> float outputs."""
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", 1, ["n", 3, 6, 6])],
+        [helper.make_tensor_value_info(o, 1, None) for o in outputs],
+        [numpy_helper.from_array(a, k) for k, a in arrays.items()],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def _arrays(**shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Codes of these shapes, and scales and zero points for all."""
+    rng = np.random.default_rng(0)
+    codes = {k: rng.integers(-90, 90, shape).astype(np.int8) for k, shape in shapes.items()}
+    points = {"xs": np.array(0.03, np.float32), "xz": np.array(128, np.uint8),
+              "ws": np.array(0.01, np.float32), "wz": np.array(0, np.int8),
+              "hs": np.array(0.05, np.float32)}  # fmt: skip
+    return {**codes, **points}
+
+
+def _conv(x: str, x_scale: str, w: str, y: str, *bias: str) -> onnx.NodeProto:
+    """Codes to codes, of the scale `hs`."""
+    inputs = [x, x_scale, "xz", w, "ws", "wz", "hs", "xz", *bias]
+    return helper.make_node("QLinearConv", inputs, [y])
+
+
+_CODES_OF_X = helper.make_node("QuantizeLinear", ["x", "xs", "xz"], ["q"])
+
+
+def _float(x: str, y: str) -> onnx.NodeProto:
+    return helper.make_node("DequantizeLinear", [x, "hs", "xz"], [y])
+
+
+def _slim_errors(model: onnx.ModelProto, output: str = "y") -> tuple[float, float]:
+    """Of a sliced and a repaired model, on samples that neither has seen."""
+    rng = np.random.default_rng(3)
+    data = [{"x": rng.standard_normal((16, 3, 6, 6)).astype(np.float32)} for _ in range(9)]
+    found = []
+    for repair in ("none", "linear"):
+        result = pipeline.slim(model, ratio=0.4, calib=data[:8], repair=repair)  # type: ignore[arg-type]
+        assert result.verdict is not None
+        assert result.verdict.passed
+        with open_session(model) as one, open_session(result.model) as two:
+            found.append(
+                _error(one.run(data[8])[output].astype(np.float64), two.run(data[8])[output])
+            )
+    return found[0], found[1]
+
+
+def test_a_bias_that_two_layers_read_stays_right_for_both() -> None:
+    arrays = _arrays(w1=(16, 3, 1, 1), w2=(5, 16, 1, 1), w3=(5, 16, 1, 1))
+    arrays["b"] = np.arange(-200, 300, 100).astype(np.int32)
+    nodes = [_CODES_OF_X, _conv("q", "xs", "w1", "h"), _conv("h", "hs", "w2", "u", "b"),
+             _conv("h", "hs", "w3", "v", "b"), _float("u", "y"), _float("v", "z")]  # fmt: skip
+    arrays["ws"] = np.array(0.002, np.float32)
+    for output in ("y", "z"):
+        none, linear = _slim_errors(_model(nodes, arrays, "y", "z"), output)
+        assert linear < none
+
+
+def test_codes_that_two_layers_read_are_left_alone() -> None:
+    arrays = _arrays(w1=(16, 3, 1, 1), w2=(16, 16, 1, 1))
+    nodes = [_CODES_OF_X, _conv("q", "xs", "w1", "h"), _conv("h", "hs", "w2", "u"),
+             _conv("u", "hs", "w2", "v"), _float("v", "y")]  # fmt: skip
+    arrays["ws"] = np.array(0.002, np.float32)
+    twin = _twin(_model(nodes, arrays, "y"))
+    assert [link.place for link in twin.links.values()] == [("h", 3)]
+
+
+@pytest.mark.parametrize("node", ["MaxPool", "Relu", "Transpose"])
+def test_a_bias_keeps_the_scale_of_its_accumulator(node: str) -> None:
+    """Whatever stands between the layer and what its input was dequantised from."""
+    arrays = _arrays(w1=(16, 3, 1, 1), w2=(5, 16, 1, 1))
+    arrays["b"] = np.array([-300, 200, 0, 50, 90], np.int32)
+    arrays |= {"bs": np.array(0.05 * 0.002, np.float32), "vs": np.array(0.002, np.float32)}
+    given = {"MaxPool": {"kernel_shape": [2, 2]}, "Transpose": {"perm": [0, 1, 3, 2]}}
+    nodes = [
+        _CODES_OF_X, _conv("q", "xs", "w1", "h"), _float("h", "d"),
+        helper.make_node(node, ["d"], ["p"], **given.get(node, {})),
+        helper.make_node("DequantizeLinear", ["w2", "vs"], ["w"]),
+        helper.make_node("DequantizeLinear", ["b", "bs"], ["bias"]),
+        helper.make_node("Conv", ["p", "w", "bias"], ["y"]),
+    ]  # fmt: skip
+    rng = np.random.default_rng(3)
+    calib = [{"x": rng.standard_normal((16, 3, 6, 6)).astype(np.float32)} for _ in range(8)]
+    kept = pipeline.slim(_model(nodes, arrays, "y"), ratio=0.4, calib=calib, repair="linear")
+    after = stored(kept.model)
+    product = 0.05 * numpy_helper.to_array(after["vs"])
+    assert numpy_helper.to_array(after["vs"]) != np.float32(0.002)
+    np.testing.assert_allclose(numpy_helper.to_array(after["bs"]), product, rtol=1e-5)
+
+
+def test_the_type_of_codes_may_be_an_attribute() -> None:
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "xs"], ["q"], output_dtype=onnx.TensorProto.INT8),
+        helper.make_node("DequantizeLinear", ["q", "xs"], ["d"]),
+        helper.make_node("DequantizeLinear", ["w1", "ws"], ["w"]),
+        helper.make_node("Conv", ["d", "w"], ["y"]),
+    ]
+    model = _model(nodes, _arrays(w1=(4, 3, 1, 1)), "y")
+    x = {"x": np.random.default_rng(0).uniform(-3, 3, (4, 3, 6, 6)).astype(np.float32)}
+    assert _error(_run(model, x), _run(_twin(model).model, x)) < 1e-3
+
+
+@pytest.mark.parametrize("value", [None, 100])
+def test_padded_codes_mean_what_they_mean(value: int | None) -> None:
+    """Left out, it is the code 0, which need not mean 0."""
+    arrays = _arrays(w1=(16, 3, 1, 1), w2=(5, 16, 3, 3))
+    arrays |= {"ws": np.array(0.0005, np.float32), "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1])}
+    inputs = ["h", "pads"]
+    if value is not None:
+        arrays["v"] = np.array(value, np.uint8)
+        inputs.append("v")
+    nodes = [_CODES_OF_X, _conv("q", "xs", "w1", "h"), helper.make_node("Pad", inputs, ["p"]),
+             _conv("p", "hs", "w2", "c"), _float("c", "y")]  # fmt: skip
+    model = _model(nodes, arrays, "y")
+    x = {"x": np.random.default_rng(0).standard_normal((4, 3, 6, 6)).astype(np.float32)}
+    assert _error(_run(model, x), _run(_twin(model).model, x)) < 0.02
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
+def test_dense_operators_on_codes_may_give_floats(alpha: float) -> None:
+    arrays = _arrays(w1=(4, 108))
+    arrays["b"] = np.array([500, -400, 0, 90], np.int32)
+    nodes = [
+        _CODES_OF_X, helper.make_node("Flatten", ["q"], ["f"]),
+        helper.make_node("QGemm", ["f", "xs", "xz", "w1", "ws", "wz", "b"], ["y"],
+                         domain="com.microsoft", transB=1, alpha=alpha),
+    ]  # fmt: skip
+    model = _model(nodes, arrays, "y")
+    x = {"x": np.random.default_rng(0).standard_normal((4, 3, 6, 6)).astype(np.float32)}
+    assert _error(_run(model, x), _run(_twin(model).model, x)) < 1e-3
+
+
+def test_names_of_a_file_are_not_taken_twice() -> None:
+    """Codes are called as a bias would be that the layer before has none of."""
+    rng = np.random.default_rng(0)
+    arrays = {"w1": rng.standard_normal((10, 3, 1, 1)).astype(np.float32),
+              "w2": rng.standard_normal((10, 10, 1, 1)).astype(np.float32),
+              "h/bias": rng.integers(-90, 90, (6, 10, 3, 3)).astype(np.int8),
+              "ws": np.array(0.01, np.float32)}  # fmt: skip
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["g"]), helper.make_node("Conv", ["g", "w2"], ["h"]),
+        helper.make_node("DequantizeLinear", ["h/bias", "ws"], ["d"]),
+        helper.make_node("Conv", ["h", "d"], ["y"]),
+    ]  # fmt: skip
+    none, linear = _slim_errors(_model(nodes, arrays, "y"))
+    assert linear < none
+
+
+def test_sixteen_bit_weights_are_cut_and_proven() -> None:
+    rng = np.random.default_rng(0)
+    arrays = {"w1": rng.integers(-9000, 9000, (16, 3, 1, 1)).astype(np.int16),
+              "w2": rng.integers(-9000, 9000, (5, 16, 1, 1)).astype(np.int16),
+              "ws": np.array(1e-4, np.float32)}  # fmt: skip
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w1", "ws"], ["a"]),
+        helper.make_node("Conv", ["x", "a"], ["h"]), helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("DequantizeLinear", ["w2", "ws"], ["b"]),
+        helper.make_node("Conv", ["r", "b"], ["y"]),
+    ]  # fmt: skip
+    none, linear = _slim_errors(_model(nodes, arrays, "y"))
+    assert linear < none

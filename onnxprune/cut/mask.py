@@ -53,7 +53,8 @@ def zero_point(value: str, facts: Facts) -> np.ndarray | None:
         rank = len(facts.trace.shapes[value])
         if node.op == "DynamicQuantizeLSTM":  # one for each direction, or each of its gates
             return point.reshape(facts.trace.shapes[value][0], 1, -1)
-        axis = rank - 1 if "MatMul" in node.op else 0
+        rows = node.op == "QGemm" and not node.attrs.get("transB")
+        axis = rank - 1 if rows or "MatMul" in node.op else 0
         if node.op == "DequantizeLinear":
             axis = node.attrs.get("axis", 1) % rank
         return along(point, axis, facts.trace.shapes[value])

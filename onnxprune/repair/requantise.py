@@ -86,10 +86,8 @@ class _File:
 
 def _least(file: _File, bias: Link, values: np.ndarray) -> np.ndarray:
     """(outputs,) the finest scales of a weight with which its layer's bias fits its codes."""
-    assert bias.input_scale is not None
     most = np.iinfo(file.read(bias.place).dtype).max // 2
-    x = file.read(bias.input_scale).astype(np.float64).ravel()
-    return np.abs(values.astype(np.float64)).ravel() / (x * most)
+    return np.abs(values.astype(np.float64)).ravel() / (bias.unit * most)
 
 
 def _write(
@@ -108,7 +106,7 @@ def _write(
     if link.zero is not None:
         zero = file.read(link.zero)
     codes = Range(zero.dtype, along(zero.astype(np.int64), link.axis, old.ndim))
-    if free and file.own(link.scales):
+    if free and not link.held and file.own(link.scales):
         steps = along(scale, link.axis, old.ndim)
         used = old if old.dtype.kind in "iu" else codes.rounded(old, steps)
         scale = _scales(values.astype(np.float64), used, codes, scale, link.axis)
@@ -135,7 +133,8 @@ class Range:
         return int(found.min), int(found.max)
 
     def rounded(self, values: np.ndarray, scale: np.ndarray) -> np.ndarray:
-        codes = np.rint(values.astype(np.float64) / scale.astype(np.float64)) + self.zero
+        steps = np.where(scale == 0, 1, scale).astype(np.float64)  # what means 0 in any case
+        codes = np.rint(values.astype(np.float64) / steps) + self.zero
         return np.asarray(np.clip(codes, *self.limits), self.dtype)
 
 
@@ -165,11 +164,11 @@ def _scales(
 
 def _write_bias(file: _File, link: Link, weight: Place, values: np.ndarray) -> None:
     """Codes of a bias, in the units of its layer's accumulator."""
-    assert link.input_scale is not None
-    product = file.read(link.input_scale).ravel() * file.read(weight).ravel()
+    product = np.broadcast_to(link.unit * file.read(weight).ravel(), values.size)
     if link.scales:
         if file.own(link.scales):
-            file.write(file.at(link.scales[0]), product)
+            size = file.read(link.scales[0]).size
+            file.write(file.at(link.scales[0]), product[:size] if size == 1 else product)
         product = file.read(link.scales[0]).ravel()
     old = file.read(link.place)
     zero = np.zeros(1, old.dtype) if link.zero is None else file.read(link.zero).ravel()
@@ -180,9 +179,13 @@ def _write_bias(file: _File, link: Link, weight: Place, values: np.ndarray) -> N
 def _copy_biases(model: onnx.ModelProto, refitted: onnx.ModelProto, names: set[str]) -> None:
     """Biases that a refit gave to float layers that had none."""
     made: Mapping[str, onnx.NodeProto] = {n.output[0]: n for n in model.graph.node if n.output}
-    tensors = stored(refitted)
+    tensors, taken = stored(refitted), {*stored(model), *(i.name for i in model.graph.input)}
+    taken |= {o for n in model.graph.node for o in n.output}
     for n in refitted.graph.node:
         if len(n.input) > 2 and n.input[2] in names:
-            add_tensor(model, tensors[n.input[2]])
-            node = made[n.output[0].removesuffix(PART)]
-            node.input[:] = [*node.input[:2], n.input[2], *node.input[3:]]
+            node, bias = made[n.output[0].removesuffix(PART)], TensorProto()
+            bias.CopyFrom(tensors[n.input[2]])
+            while bias.name in taken:
+                bias.name += "_"
+            add_tensor(model, bias)
+            node.input[:] = [*node.input[:2], bias.name, *node.input[3:]]

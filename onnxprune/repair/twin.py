@@ -40,6 +40,8 @@ _ACTIVATIONS: dict[str, tuple[str, ...]] = {
     "HardSigmoid": ("alpha", "beta"),
 }  # fmt: skip
 """Activations that layers are fused with, and the attributes that their parameters are."""
+_MARK = "/is_read_twice"
+"""Ends the name of what marks a bias that must stay."""
 _SIZES = ("Shape", "Size")
 _HIDING = frozenset(
     "DequantizeLinear QLinearConv QLinearMatMul QGemm ConvInteger MatMulInteger FusedConv "
@@ -64,10 +66,12 @@ class Link:
     """Of the scales, in the file's shape; None for a single one."""
     perm: tuple[int, ...] = ()
     """The axes of the file's tensor in the twin's order, if they are turned."""
-    input_scale: Place | None = None
-    """For a bias: the scale of what its layer reads. Its own is that times the weight's."""
     bias_of: str = ""
-    """For a bias: the twin's name of the weight."""
+    """For a bias whose scale is the weight's times another: the twin's name of the weight."""
+    unit: float = 0.0
+    """That other: the scale of what its layer reads."""
+    held: bool = False
+    """Its scale must stay: what is stored beside it is in its units, and can't be changed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +110,7 @@ def twin_of(model: onnx.ModelProto, folder: Path | None) -> Twin | None:
         for node in model.graph.node:
             builder.visit(node)
         return builder.finish() if builder.links or builder.fused else None
-    except Unsupported:
+    except (Unsupported, LookupError, ValueError):  # or a node that is not as its operator says
         return None
 
 
@@ -158,17 +162,19 @@ class _Builder:
     """Values that are codes in the file and floats here."""
     fused: bool = False
     """Some layers were fused with what follows them."""
-    scale_of: dict[str, Place] = field(default_factory=dict)
-    """Where the scale of a float stands that was dequantised."""
+    means: dict[str, tuple[Place, Place]] = field(default_factory=dict)
+    """Where the scale and zero point of codes stand."""
 
     def __post_init__(self) -> None:
         graph = self.model.graph
         self.tensors = stored(self.model)
+        self.opset = next((o.version for o in self.model.opset_import if not o.domain), 1)
         self.made = {o: n for n in graph.node for o in n.output if o}
         self.users: dict[str, list[NodeProto]] = {}
         for n in graph.node:
             for i in n.input:
                 self.users.setdefault(i, []).append(n)
+        self.known = {i.name for i in graph.input} | {*self.made, *self.tensors}
         self.held = {o.name for o in graph.output}
         self.held |= {name for n in graph.node for name in captured(n)}
         found = [d for n in graph.node if (d := self._dynamic(n)) is not None]
@@ -188,10 +194,10 @@ class _Builder:
             self._dequantise(node)
         elif node.op_type == "Transpose" and self._transpose(node):
             return
+        elif node.op_type == "Pad" and node.input[0] in self.was_codes:
+            self._pad(node)
         elif (node.domain, node.op_type) in _UNDO:
             _UNDO[node.domain, node.op_type](self, node)
-            if "Fused" not in node.op_type:
-                self.was_codes.add(node.output[0])
         else:
             self._keep(node)
 
@@ -204,31 +210,50 @@ class _Builder:
             self.was_codes.update(o for o in node.output if o)
             if node.op_type in ("Cast", "ConvInteger", "MatMulInteger"):
                 raise Unsupported
-        weight = self.links.get(node.input[1]) if node.op_type in ("Conv", "Gemm") else None
+        layer = node.op_type in ("Conv", "ConvTranspose", "Gemm")
+        weight = self.links.get(node.input[1]) if layer else None
         if weight is None or not weight.scales:
             return
         bias = node.input[2] if len(node.input) > 2 else ""
         if bias:
-            self._tie(bias, node, weight)
+            self._tie(bias, node.input[1], weight)
         else:
             copy.input[:] = [*copy.input[:2], self._no_bias(node, node.output[0], node.input[1])]
 
-    def _tie(self, bias: str, node: NodeProto, weight: Link) -> None:
-        """Note where the scale of a layer's bias follows from those of what it multiplies."""
-        own, x = self.links.get(bias), self.scale_of.get(node.input[0])
-        if own is not None and own.scales and x is not None:
-            product = self._value(x).ravel() * self._value(weight.scales[0]).ravel()
-            mine = self._value(own.scales[0]).ravel()
-            if product.size == mine.size and np.allclose(product, mine, rtol=1e-3):
-                self.links[bias] = replace(own, input_scale=x, bias_of=node.input[1])
+    def _tie(self, bias: str, name: str, weight: Link) -> None:
+        """Note where the scale of a layer's bias is its weight's times another."""
+        own = self.links.get(bias)
+        if own is None or not own.scales:
+            return
+        spread, mine = (self._value(x.scales[0]).astype(np.float64).ravel() for x in (weight, own))
+        if spread.size not in (1, mine.size) or not spread.all():
+            return
+        units = mine / spread
+        if not np.allclose(units, units[0], rtol=1e-3):
+            return
+        if len(self.users[bias]) == 1:
+            self.links[bias] = replace(own, bias_of=name, unit=float(units[0]))
+        else:
+            self.links[name] = replace(weight, held=True)
 
     def _no_bias(self, node: NodeProto, out: str, weight: str) -> str:
         """A bias that can't be changed, for a layer that can't be given one in the file."""
         dims, dtype = self.floats[weight].shape, self.floats[weight].dtype
         width = dims[1] if "Gemm" in node.op_type and not _flag(node, "transB") else dims[0]
-        name = self._store(f"{out}/no_bias", np.zeros(width, dtype))
-        # what two nodes read is left alone
-        self.nodes.append(helper.make_node("Identity", [name], [f"{name}/read"]))
+        if node.op_type == "ConvTranspose":
+            width = dims[1] * next((int(a.i) for a in node.attribute if a.name == "group"), 1)
+        return self._fixed(out, np.zeros(width, dtype))
+
+    def _fixed(self, out: str, bias: np.ndarray) -> str:
+        """Store a layer's bias so that it is left alone: as one that two nodes read."""
+        name = self._store(self._fresh(f"{out}/fixed_bias"), bias)
+        self.nodes.append(helper.make_node("Identity", [name], [f"{name}{_MARK}"]))
+        return name
+
+    def _fresh(self, name: str) -> str:
+        """A name that the file has not."""
+        while name in self.known:
+            name += "_"
         return name
 
     def _store(self, name: str, values: np.ndarray) -> str:
@@ -266,7 +291,7 @@ class _Builder:
     def _operand(self, node: NodeProto, k: int) -> str:
         """A quantised operand with its scale and zero point behind it, as a float."""
         name, out = node.input[k], node.output[0]
-        made = f"{out}/operand_{k}"
+        made = self._fresh(f"{out}/operand_{k}")
         by_row = node.op_type == "QLinearConv" or _flag(node, "transB")
         axis = 0 if by_row else 1
         if self._is_alone(name):
@@ -300,26 +325,46 @@ class _Builder:
     def _top(self, scale: Place, zero: Place) -> np.ndarray | None:
         """The largest float of a quantiser whose codes start at 0: it is a rectifier. Else None."""
         spread = self._value(scale)
-        shift = self._value(zero) if self._name(zero) else np.zeros((), np.uint8)
+        if self._name(zero):
+            shift = self._value(zero)
+        else:
+            node = self.made[zero[0]]
+            kind = next((a.i for a in node.attribute if a.name == "output_dtype"), 0)
+            shift = np.zeros((), helper.tensor_dtype_to_np_dtype(kind or onnx.TensorProto.UINT8))
         if shift.dtype.kind not in "iu":
             raise Unsupported
         limits = np.iinfo(shift.dtype)
         if (shift != limits.min).any():
             return None
-        return np.asarray((limits.max - limits.min) * spread.max(), spread.dtype)
+        top = (int(limits.max) - int(limits.min)) * spread.astype(np.float64).max()
+        return np.asarray(min(top, float(np.finfo(spread.dtype).max)), spread.dtype)
 
     def _clip(self, x: str, out: str, top: np.ndarray) -> None:
-        low = self._store(f"{out}/low", np.zeros((), top.dtype))
-        self._emit("Clip", [x, low, self._store(f"{out}/high", top)], out)
+        if self.opset < 11:  # the ends are attributes
+            self._emit("Clip", [x], out)
+            ends = {"min": 0.0, "max": float(top)}
+            self.nodes[-1].attribute.extend(helper.make_attribute(k, v) for k, v in ends.items())
+            return
+        low = self._store(self._fresh(f"{out}/low"), np.zeros((), top.dtype))
+        self._emit("Clip", [x, low, self._store(self._fresh(f"{out}/high"), top)], out)
 
     def _emit_into(self, op: str, inputs: Sequence[str], node: NodeProto, end: int) -> None:
         """Add what an operator on codes computes; its output's scale is operand `end`."""
         out = node.output[0]
+        if not self._name((out, end)):  # it gives floats
+            self._emit(op, inputs, out, node)
+            return
         top = self._top((out, end), (out, end + 1))
-        made = out if top is None else f"{out}/exact"
+        made = out if top is None else self._fresh(f"{out}/exact")
         self._emit(op, inputs, made, node)
         if top is not None:
             self._clip(made, out, top)
+        self._make_codes(out, (out, end), (out, end + 1))
+
+    def _make_codes(self, value: str, scale: Place, zero: Place) -> None:
+        """Note that the file has codes there, and what they mean."""
+        self.was_codes.add(value)
+        self.means[value] = scale, zero
 
     def _quantise(self, node: NodeProto) -> None:
         x, out = node.input[0], node.output[0]
@@ -331,7 +376,7 @@ class _Builder:
             self._stands_for(out, x)
         else:
             self._clip(x, out, top)
-        self.was_codes.add(out)
+        self._make_codes(out, (out, 1), (out, 2))
 
     def _round(self, node: NodeProto) -> None:
         """Store what a quantiser makes of a stored float, as a float."""
@@ -380,14 +425,12 @@ class _Builder:
         x, out = node.input[0], node.output[0]
         if x in self.was_codes:
             self._stands_for(out, self.same.get(x, x))
-            self.scale_of[out] = (out, 1)
         elif self._is_alone(x) and self._is_plain(node):
             self._codes(out, (out, 0), (out, 1), (out, 2), _axis(node))
         elif x in self.links:
             self._follow(x, out, replace(self.links[x], scales=(*self.links[x].scales, (out, 1))))
         else:
             self._keep(node)
-            self.scale_of[out] = (out, 1)
 
     def _is_plain(self, node: NodeProto) -> bool:
         """Codes that can be taken back: whole bytes, with a scale for all or for each channel."""
@@ -395,6 +438,22 @@ class _Builder:
         if scale is None or len(scale.dims) > 1 or _flag(node, "block_size"):
             return False
         return self.tensors[node.input[0]].data_type in CODES and node.output[0] not in self.held
+
+    def _pad(self, node: NodeProto) -> None:
+        """Pad codes: what is put in means something, also if it is left out."""
+        x, out = node.input[0], node.output[0]
+        mode = next((a.s.decode() for a in node.attribute if a.name == "mode"), "constant")
+        if x not in self.means or len(node.input) < 2 or mode != "constant":
+            raise Unsupported
+        scale, zero = self.means[x]
+        has_value = self._name((out, 2)) != ""
+        code = self._value((out, 2)).astype(np.float64) if has_value else np.zeros(())
+        shift = self._value(zero).astype(np.float64) if self._name(zero) else np.zeros(1)
+        spread = self._value(scale)
+        value = ((code.ravel() - shift.ravel()) * spread.astype(np.float64).ravel())[:1]
+        name = self._store(self._fresh(f"{out}/value"), value.astype(spread.dtype).reshape(()))
+        self._emit("Pad", [self.same.get(x, x), node.input[1], name, *node.input[3:]], out, node)
+        self._make_codes(out, scale, zero)
 
     # Operators on codes
 
@@ -404,12 +463,19 @@ class _Builder:
         x, w = self._operand(node, 0), self._operand(node, 3)
         inputs = [x, w]
         if bias is not None and self._name((out, bias)):
-            scale = self._value((out, 1)).ravel() * self._value((out, 4)).ravel()
-            values = self._value((out, bias)).astype(np.float64) * scale
-            name = self._store(f"{out}/bias", values.astype(self.floats[w].dtype))
-            self.links[name] = Link((out, bias), input_scale=(out, 1), bias_of=w)
+            factor = next((a.f for a in node.attribute if a.name == "alpha"), 1.0)
+            x_scale = self._value((out, 1)).astype(np.float64).ravel()
+            values = self._value((out, bias)) * x_scale * self._value((out, 4)).ravel() * factor
+            values = values.astype(self.floats[w].dtype if w in self.floats else np.float32)
+            if x_scale.size == 1 and w in self.links and self._is_alone(self._name((out, bias))):
+                name = self._store(self._fresh(f"{out}/bias"), values)
+                self.links[name] = Link((out, bias), bias_of=w, unit=float(x_scale[0]) * factor)
+            else:
+                name = self._fixed(out, values)
+                if w in self.links:
+                    self.links[w] = replace(self.links[w], held=True)
             inputs.append(name)
-        elif bias is not None:
+        elif bias is not None and w in self.floats:
             inputs.append(self._no_bias(node, out, w))
         self._emit_into(op, inputs, node, end)
 
@@ -449,8 +515,12 @@ class _Builder:
             made = f"{out}/sum"
         self.fused = True
         if name == "Clip":
+            if len(given) != 2:
+                raise Unsupported
             ends = zip(("low", "high"), given, strict=True)
-            limits = [self._store(f"{out}/{k}", np.array(v, np.float32)) for k, v in ends]
+            limits = [
+                self._store(self._fresh(f"{out}/{k}"), np.array(v, np.float32)) for k, v in ends
+            ]
             self._emit("Clip", [made, *limits], out)
         elif name:
             self._emit(name, [made], out)
@@ -473,7 +543,7 @@ class _Builder:
         if source is None or source.op_type != "DynamicQuantizeLinear":
             return None
         operands = [node.input[0], *node.input[2:3]]
-        if operands != [source.output[0], source.output[2]] or node.input[1] not in self.tensors:
+        if operands != [source.output[0], source.output[2]] or not self._is_alone(node.input[1]):
             return None
         cast = self._only_user(node.output[0])
         if cast is None or cast.op_type != "Cast":
@@ -512,10 +582,10 @@ class _Builder:
     def _undo_dynamic(self, d: _Dynamic) -> None:
         node, axis = d.layer, 0 if d.layer.op_type == "ConvInteger" else 1
         first = node.output[0]
-        w = self._codes(f"{first}/weight", (first, 1), d.scale, (first, 3), axis)
+        w = self._codes(self._fresh(f"{first}/weight"), (first, 1), d.scale, (first, 3), axis)
         inputs = [self.same.get(d.x, d.x), w]
         if d.bias is not None:
-            bias = self._store(f"{d.out}/bias", self._value(d.bias).ravel())
+            bias = self._store(self._fresh(f"{d.out}/bias"), self._value(d.bias).ravel())
             self.links[bias] = Link(d.bias)
             inputs.append(bias)
         elif axis == 0:
@@ -562,7 +632,7 @@ def _needed(nodes: Sequence[NodeProto], outputs: set[str]) -> list[NodeProto]:
     """Nodes that the outputs need, and those that mark a bias as fixed."""
     wanted, keep = set(outputs), []
     for n in reversed(nodes):
-        marks = n.output[0].endswith("/no_bias/read")
+        marks = n.output[0].endswith(_MARK)
         if marks or any(o in wanted for o in n.output):
             keep.append(n)
             wanted |= {*n.input, *captured(n)}
