@@ -24,7 +24,7 @@ from onnxprune import pipeline
 from onnxprune.graph.files import load
 from onnxprune.repair.calibration import calibration
 from onnxprune.repair.cone import stored
-from onnxprune.repair.requantise import requantised
+from onnxprune.repair.requantise import Rounding, requantised
 from onnxprune.repair.twin import Twin, dequantised, twin_of
 from onnxprune.runtime.session import open_session
 from tests.choosing import model_of
@@ -134,6 +134,30 @@ def test_new_weights_come_back_as_the_nearest_codes(
             assert (off <= 1e-3 * reach.max() + 1e-6).all()
         else:  # half a step, where half of the codes are kept free too
             assert (off <= reach / (124 if way == "operators" else 250)).all()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_rounded_weights_are_those_that_the_file_will_hold(
+    way: str, quantised: Callable[[str], Path]
+) -> None:
+    model = load(quantised(way)).proto
+    twin = _twin(model)
+    rounded = Rounding(model, twin, None)
+    refitted = onnx.ModelProto()
+    refitted.CopyFrom(twin.model)
+    rng, done = np.random.default_rng(0), {}
+    for name, tensor in stored(refitted).items():
+        old = numpy_helper.to_array(tensor)
+        assert rounded(name, old) is old
+        if name in twin.links and not twin.links[name].bias_of:
+            new = (old + 0.3 * old.std() * rng.standard_normal(old.shape)).astype(old.dtype)
+            done[name] = rounded(name, new)
+            np.testing.assert_allclose(rounded(name, done[name]), done[name], rtol=1e-6)
+            tensor.CopyFrom(numpy_helper.from_array(done[name], name))
+    after = stored(_twin(requantised(model, twin, refitted, None)).model)
+    for name, values in done.items():
+        found = numpy_helper.to_array(after[name])
+        np.testing.assert_allclose(found, values, rtol=1e-5, atol=1e-6 * np.abs(values).max())
 
 
 @pytest.mark.parametrize("way", WAYS)

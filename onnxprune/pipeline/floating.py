@@ -15,7 +15,7 @@ from onnxprune.axes.walk import analyse
 from onnxprune.errors import PruneError
 from onnxprune.graph.model import normalise
 from onnxprune.pipeline.analysis import ANY_SIZES, Analysis, Sizes, found_facts
-from onnxprune.repair.requantise import requantised
+from onnxprune.repair.requantise import Rounding, requantised
 from onnxprune.repair.twin import Twin, twin_of
 
 
@@ -44,6 +44,10 @@ class Floating:
             if v in facts.model.constants and facts.model.in_file(v) in self.twin.links
         )
         return twin if fits else None
+
+    def rounding(self, slim: ModelProto, twin: Twin) -> Rounding:
+        """How the file of a slim model rounds its weights."""
+        return Rounding(slim, twin, self.solution.facts.model.source.folder)
 
     def returned(self, slim: ModelProto, twin: Twin, refitted: ModelProto) -> ModelProto:
         """A slim model with the weights of its refitted twin."""

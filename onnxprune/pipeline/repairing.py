@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from onnxprune.repair.batchnorm import StandIn
     from onnxprune.repair.images import Images
     from onnxprune.repair.linear import Fitted
+    from onnxprune.repair.requantise import Rounding
     from onnxprune.runtime.feeds import Feeds
 
 MEMORY = 2_000_000_000
@@ -131,13 +132,20 @@ class Repairer:
             twin = self.twin.slim(view, done.model)
             if twin is None:
                 return Repaired(done.model, repair_row((), self.kind, 0))
-            model, fitted = self._refitted(self.twin.view(view), twin.model, (), stage)
+            rounded = self.twin.rounding(done.model, twin)
+            mine = self.twin.view(view)
+            model, fitted = self._refitted(mine, twin.model, (), stage, rounded)
             model = self.twin.returned(done.model, twin, model)
         batches = 0 if self.kind in DATA_FREE else len(self.batches)
         return Repaired(model, repair_row(fitted, self.kind, batches))
 
     def _refitted(
-        self, view: View, slim: ModelProto, weights: Sequence[Stored], stage: Stage
+        self,
+        view: View,
+        slim: ModelProto,
+        weights: Sequence[Stored],
+        stage: Stage,
+        rounded: Rounding | None = None,
     ) -> tuple[ModelProto, Sequence[Fitted]]:
         if self.kind in DATA_FREE:
             from onnxprune.repair.closed import closed_form
@@ -147,7 +155,7 @@ class Repairer:
 
         how = partial(
             refit, seed=self.seed, memory=self.memory, tell=stage,
-            recipe=RECIPES["full" if self.kind == "synthetic" else self.kind],
+            recipe=RECIPES["full" if self.kind == "synthetic" else self.kind], rounded=rounded,
         )  # fmt: skip
         if self.stand_in is not None:
             return self.stand_in.repaired(view, slim, weights, self.batches, how)

@@ -11,15 +11,18 @@ With rounds, the layer that makes the channels is then moved too, see `gauss_new
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import onnx
 
 from onnxprune.axes.view import View
 from onnxprune.cut.weights import Stored
+from onnxprune.graph.files import read_tensor, write_tensor
+from onnxprune.repair.cone import stored
 from onnxprune.repair.fits import Fit, best_fit, folded, gather
 from onnxprune.repair.gauss_newton import Pair, improve, pairs_of
 from onnxprune.repair.jobs import Job, free_bias, jobs_of, start, touched, write
@@ -80,10 +83,13 @@ def refit(
     recipe: Recipe = RECIPES["full"],
     memory: int = 2_000_000_000,
     tell: Callable[[str], None] = lambda text: None,
+    rounded: Callable[[str, np.ndarray], np.ndarray] | None = None,
 ) -> tuple[onnx.ModelProto, tuple[Fitted, ...]]:
     """A copy of a slim model with its layers refitted on calibration batches.
 
     Args:
+        rounded: a weight, by name, as it will be stored: what rounding does to a layer, those
+            behind it make up for.
         memory: bytes that activations may take before they go to disk.
 
     Raises:
@@ -112,6 +118,9 @@ def refit(
                 done += _fit_recurrent(job, model, was, now, recipe)
             else:
                 done += _fit_layer(job, pairs.get(job, ()), model, was, now, recipe)
+                if rounded is not None:
+                    moved = [job, *(p.producer for p in pairs.get(job, ()))]
+                    _settle(model, {j.weight for j in moved}, rounded, folder)
             was.release(job.original_values)
             now.release(values)
     return model, tuple(done)
@@ -135,6 +144,19 @@ def _fit_layer(
     return (
         [Fitted(job.layer.node.label, before / power, after / power)] if np.isfinite(before) else []
     )
+
+
+def _settle(
+    model: onnx.ModelProto, names: Collection[str],
+    rounded: Callable[[str, np.ndarray], np.ndarray], folder: Path | None,
+) -> None:  # fmt: skip
+    """Leave these weights of a model as they will be stored."""
+    tensors = stored(model)
+    for name in sorted(names):
+        values = read_tensor(tensors[name], folder)
+        new = rounded(name, values)
+        if new is not values:
+            tensors[name].CopyFrom(write_tensor(tensors[name], new))
 
 
 def _fit_recurrent(

@@ -14,7 +14,7 @@ from onnx import TensorProto, numpy_helper
 from onnxprune.graph.files import read_tensor, write_tensor
 from onnxprune.graph.tensors import add_tensor
 from onnxprune.repair.cone import readers, stored
-from onnxprune.repair.twin import PART, Link, Place, Twin, along
+from onnxprune.repair.twin import PART, Link, Place, Twin, along, dequantised
 
 
 def requantised(
@@ -84,6 +84,33 @@ class _File:
         tensor.CopyFrom(write_tensor(tensor, new))
 
 
+class Rounding:
+    """Weights of a twin as the file can hold them."""
+
+    def __init__(self, slim: onnx.ModelProto, twin: Twin, folder: Path | None) -> None:
+        self._file, self._links = _File(slim, folder), twin.links
+        self._own = {name: numpy_helper.to_array(t) for name, t in stored(twin.model).items()
+                     if name in twin.links}  # fmt: skip
+
+    def __call__(self, name: str, values: np.ndarray) -> np.ndarray:
+        """A weight behind its codes; as it is where it is the file's own, or has none."""
+        link = self._links.get(name)
+        if link is None or not link.scales or link.bias_of:
+            return values
+        if np.array_equal(values, self._own[name]):
+            return values
+        _write(self._file, link, values)
+        codes, scale = self._file.read(link.place), self._file.read(link.scales[0])
+        zero = None if link.zero is None else self._file.read(link.zero)
+        if codes.dtype.kind not in "iu":  # floats, that are rounded when they are used
+            points = np.zeros(1, np.int8) if zero is None else zero
+            points = along(points.astype(np.int64), link.axis, codes.ndim)
+            kind = np.dtype(np.int8) if zero is None else zero.dtype
+            codes = Range(kind, points).rounded(codes, along(scale, link.axis, codes.ndim))
+        found = dequantised(codes, scale, zero, link.axis)
+        return found.transpose(link.perm) if link.perm else found
+
+
 def _least(file: _File, bias: Link, values: np.ndarray) -> np.ndarray:
     """(outputs,) the finest scales of a weight with which its layer's bias fits its codes."""
     most = np.iinfo(file.read(bias.place).dtype).max // 2
@@ -147,8 +174,10 @@ def _scales(
     whose sums would overflow.
     """
     low, high = codes.limits
-    half = np.abs(used.astype(np.int64) - codes.zero).max(initial=0) <= (high + 1 - low) // 4
+    half = (high + 1 - low) // 4
     up, down = high - codes.zero, codes.zero - low
+    if np.abs(used.astype(np.int64) - codes.zero).max(initial=0) <= half:
+        up, down = np.minimum(up, half), np.minimum(down, half)
     if (codes.zero == 0).all() and low < 0:
         down = up  # the lowest code has no opposite, and is left out
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -157,7 +186,7 @@ def _scales(
             np.where(down > 0, np.maximum(-values, 0) / down, 0),
         )
     others = tuple(k for k in range(values.ndim) if scale.size == 1 or k != axis)
-    reach = need.max(axis=others, initial=0) * (2 if half else 1)
+    reach = need.max(axis=others, initial=0)
     found = reach.reshape(scale.shape).astype(scale.dtype)
     return np.asarray(np.where(found > 0, found, scale))
 
