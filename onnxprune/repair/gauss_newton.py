@@ -37,6 +37,7 @@ from onnxprune.repair.jobs import (
 )
 from onnxprune.repair.moments import Moments
 from onnxprune.repair.operators import Operator
+from onnxprune.repair.rewrite import Rounded, settle
 from onnxprune.repair.stream import Kept, Stream, port
 from onnxprune.runtime.session import Session, open_session
 
@@ -148,18 +149,39 @@ def _from(z: str, end: str, region: set[Node], job: Job, model: Model) -> list[N
 
 def improve(
     job: Job, pairs: Sequence[Pair], model: onnx.ModelProto, was: Stream, now: Stream,
-    rounds: int, fit: Fit,
+    rounds: int, fit: Fit, rounded: Rounded | None = None,
 ) -> Fit:  # fmt: skip
-    """At most so many rounds for each of a job's producers; the fit of the job that they reach."""
+    """At most so many rounds for each of a job's producers; the fit of the job that they reach.
+
+    Where the producer is `rounded` when it is stored, the job is fitted to what it gives then.
+    """
     for pair in pairs:
-        known: Moments | None = None
+        known, first = None, fit
         with _path(pair, job, model, now) as path:
             for _ in range(rounds):
                 found, known = _round(job, pair, path, model, was, now, fit, known)
                 if found is None:
                     break
                 fit = found
+            if rounded is not None and fit is not first:
+                settle(model, pair.producer.weight, rounded, now.folder)
+                made = Operator(pair.producer, start(pair.producer, model, now.folder))
+                for k, h in enumerate(_made(job, pair, path, made, now)):
+                    now.replace(job.x, k, h)
+                w = start(job, model, now.folder)
+                free = free_bias(job, model)
+                fit = best_fit(gather(job, was, now), w, (fit.share,), free=free)
+                write(job, model, fit.weights)
     return fit
+
+
+def _made(job: Job, pair: Pair, path: Session, make: Operator, now: Stream) -> list[Kept]:
+    """What the job reads, batch by batch, when its producer computes this."""
+    found = []
+    for k in range(len(now.batches)):
+        z, extras = make(now.get(pair.producer.x, k)), {e: now.get(e, k) for e in pair.extras}
+        found.append(now.store.put(path.run({pair.producer.out: z} | extras, [job.x])[job.x]))
+    return found
 
 
 def _path(pair: Pair, job: Job, model: onnx.ModelProto, now: Stream) -> Session:
@@ -230,12 +252,7 @@ def _round(
     if not (np.isfinite(across) and along > 0 and across > 0):
         return None, None
     wp_new = wp + across / along * delta
-    make = Operator(p, wp_new)
-    new = []
-    for k in range(batches):
-        z = make(now.get(p.x, k))
-        h = path.run({p.out: z} | extras(k), [job.x])[job.x]
-        new.append(now.store.put(h))
+    new = _made(job, pair, path, Operator(p, wp_new), now)
     folds = gather(job, was, now, new)
     found = best_fit(folds, wc, (fit.share,), free=free_bias(job, model))
     if not (found.is_finite and found.errors[-1] < _WORTH * fit.errors[-1]):

@@ -11,18 +11,15 @@ With rounds, the layer that makes the channels is then moved too, see `gauss_new
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import onnx
 
 from onnxprune.axes.view import View
 from onnxprune.cut.weights import Stored
-from onnxprune.graph.files import read_tensor, write_tensor
-from onnxprune.repair.cone import stored
 from onnxprune.repair.fits import Fit, best_fit, folded, gather
 from onnxprune.repair.gauss_newton import Pair, improve, pairs_of
 from onnxprune.repair.jobs import Job, free_bias, jobs_of, start, touched, write
@@ -36,6 +33,7 @@ from onnxprune.repair.recurrent import (
     store_weights,
     weights_of,
 )
+from onnxprune.repair.rewrite import Rounded, settle
 from onnxprune.repair.stream import Feeds, Store, Stream
 from onnxprune.repair.taps import places_per_map
 
@@ -83,7 +81,7 @@ def refit(
     recipe: Recipe = RECIPES["full"],
     memory: int = 2_000_000_000,
     tell: Callable[[str], None] = lambda text: None,
-    rounded: Callable[[str, np.ndarray], np.ndarray] | None = None,
+    rounded: Rounded | None = None,
 ) -> tuple[onnx.ModelProto, tuple[Fitted, ...]]:
     """A copy of a slim model with its layers refitted on calibration batches.
 
@@ -117,10 +115,7 @@ def refit(
             if isinstance(job, RecurrentJob):
                 done += _fit_recurrent(job, model, was, now, recipe)
             else:
-                done += _fit_layer(job, pairs.get(job, ()), model, was, now, recipe)
-                if rounded is not None:
-                    moved = [job, *(p.producer for p in pairs.get(job, ()))]
-                    _settle(model, {j.weight for j in moved}, rounded, folder)
+                done += _fit_layer(job, pairs.get(job, ()), model, was, now, recipe, rounded)
             was.release(job.original_values)
             now.release(values)
     return model, tuple(done)
@@ -134,29 +129,18 @@ def _reads(job: Job | RecurrentJob, pairs: Mapping[Job, Sequence[Pair]]) -> list
 
 def _fit_layer(
     job: Job, pairs: Sequence[Pair], model: onnx.ModelProto, was: Stream, now: Stream,
-    recipe: Recipe,
+    recipe: Recipe, rounded: Rounded | None,
 ) -> list[Fitted]:  # fmt: skip
     """Refit one layer, with rounds on what makes its input; what was done, if that is known."""
     power, before, fit = _fit(job, model, was, now, recipe)
     if fit is not None and fit.density >= ENOUGH:
-        fit = improve(job, pairs, model, was, now, recipe.rounds, fit)
+        fit = improve(job, pairs, model, was, now, recipe.rounds, fit, rounded)
+    if rounded is not None:
+        settle(model, job.weight, rounded, now.folder)
     after = before if fit is None else fit.error
     return (
         [Fitted(job.layer.node.label, before / power, after / power)] if np.isfinite(before) else []
     )
-
-
-def _settle(
-    model: onnx.ModelProto, names: Collection[str],
-    rounded: Callable[[str, np.ndarray], np.ndarray], folder: Path | None,
-) -> None:  # fmt: skip
-    """Leave these weights of a model as they will be stored."""
-    tensors = stored(model)
-    for name in sorted(names):
-        values = read_tensor(tensors[name], folder)
-        new = rounded(name, values)
-        if new is not values:
-            tensors[name].CopyFrom(write_tensor(tensors[name], new))
 
 
 def _fit_recurrent(

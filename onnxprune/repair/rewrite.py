@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,9 @@ from onnxprune.graph.files import read_tensor, write_tensor
 from onnxprune.graph.tensors import add_tensor
 from onnxprune.repair.cone import readers, stored
 from onnxprune.repair.consumers import Consumer
+
+Rounded = Callable[[str, np.ndarray], np.ndarray]
+"""A weight, by name, as it will be stored; the array itself where that is as it is."""
 
 
 def read_matrix(weight: np.ndarray, c: Consumer, groups: int = 1) -> np.ndarray:
@@ -101,3 +104,12 @@ def write_bias(
         name += "_"
     add_tensor(model, numpy_helper.from_array(values, name))
     node.input[2:] = [name]  # Conv and Gemm have it there
+
+
+def settle(model: onnx.ModelProto, name: str, rounded: Rounded, folder: Path | None) -> None:
+    """Leave a weight of a model as it will be stored."""
+    tensor = stored(model)[name]
+    values = read_tensor(tensor, folder)
+    new = rounded(name, values)
+    if new is not values:
+        tensor.CopyFrom(write_tensor(tensor, new))
